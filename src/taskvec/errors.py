@@ -1,0 +1,101 @@
+"""Everything taskvec raises on purpose.
+
+::
+
+    TaskvecError                     exit code
+    ├── UsageError                   2    wrong call, expression, recipe or option
+    │   ├── UnknownName              2    a name nobody defined; the nearest match is shown
+    │   ├── NotLinear                2    an expression that leaves the algebra (point + point, vector * vector)
+    │   └── MissingExtra             2    an optional library is not installed; the pip line is shown
+    ├── InputError                   3    a file or tensor that cannot be used
+    │   ├── NotACheckpoint           3    not a checkpoint, or a damaged or unsafe one
+    │   ├── KeyMismatch              3    parameter names or shapes differ
+    │   ├── BaseMismatch             3    vectors of different bases meet
+    │   └── NonFinite                3    NaN or infinity where a number must be
+    ├── StorageError                 4    disk, permission, existing output
+    └── CheckFailed                  5    a verification or a gate did not hold
+
+A message has four parts: what was attempted, where, what was expected and what came, and the remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TaskvecError(Exception):
+    """Base of all deliberate errors; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(TaskvecError, ValueError):
+    """A call, expression, recipe or option that cannot mean anything."""
+
+    exit_code = 2
+
+
+class UnknownName(UsageError):
+    """A name that is not defined; carries the nearest defined one."""
+
+
+class NotLinear(UsageError, TypeError):
+    """An operation outside the algebra of points and vectors."""
+
+
+class MissingExtra(UsageError, ImportError):
+    """An optional library is needed and absent."""
+
+
+class InputError(TaskvecError, ValueError):
+    """A file or tensor that cannot be used as it is."""
+
+    exit_code = 3
+
+
+class NotACheckpoint(InputError):
+    """Not a checkpoint, or one that is damaged or unsafe to open."""
+
+
+class KeyMismatch(InputError):
+    """Parameter names or shapes of two operands differ."""
+
+
+class BaseMismatch(InputError):
+    """Task vectors taken from different bases were combined, or applied to another base."""
+
+
+class NonFinite(InputError):
+    """A NaN or an infinity in an input or a result."""
+
+
+class StorageError(TaskvecError, OSError):
+    """Disk, permissions, or an output that already exists."""
+
+    exit_code = 4
+
+
+class CheckFailed(TaskvecError):
+    """A verification did not hold."""
+
+    exit_code = 5
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` for the closest known name, else the empty string."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {match[0]!r}?" if match else ""
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first few of many names, quoted, with the count of the rest."""
+    names = list(names)
+    shown = ", ".join(repr(n) for n in names[:limit])
+    rest = len(names) - limit
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def missing_extra(library: str, extra: str, purpose: str) -> MissingExtra:
+    """The error for an absent optional library, with the line that installs it."""
+    return MissingExtra(f"{purpose} needs {library}, which is not installed. Run: pip install 'taskvec[{extra}]'")

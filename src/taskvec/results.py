@@ -1,0 +1,257 @@
+"""Results: frozen data that protocols return, JSON holds, and reports are drawn from.
+
+Every number that was measured is a `Score` (with n and an interval). Every coefficient says on which data it was
+chosen. A result knows nothing of models, files or plots.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from .errors import InputError, StorageError
+
+SCHEMA_VERSION = 1
+Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(_Frozen):
+    """A share of `n` trials (here: top-1 accuracy) with a 95 % Wilson interval ``[low, high]``.
+
+    Example:
+        >>> s = Score.share(90, 100)
+        >>> round(s.value, 2), round(s.low, 3), round(s.high, 3)
+        (0.9, 0.826, 0.945)
+    """
+
+    value: float
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def share(cls, hits: int, n: int) -> Score:
+        """``hits / n`` with the Wilson score interval at 95 %.
+
+        Raises:
+            ValueError: `n` is zero, or `hits` is outside 0..n.
+        """
+        if n <= 0 or not 0 <= hits <= n:
+            raise ValueError(f"a share needs 0 <= hits <= n and n > 0, got hits={hits}, n={n}")
+        p, z2 = hits / n, Z95 * Z95
+        centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+        return cls(value=p, n=n, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} %"
+
+
+class Curve(_Frozen):
+    """Validation scores along a grid of one coefficient, and the point that was chosen on them.
+
+    ``scores[task][i]`` belongs to ``coefficients[i]``. `objective` is what was optimised, in words; `chosen` is an
+    index into `coefficients`.
+    """
+
+    coefficients: tuple[float, ...]
+    scores: Mapping[str, tuple[Score, ...]]
+    chosen: int
+    objective: str
+    split: Literal["validation"] = "validation"
+
+    @property
+    def coefficient(self) -> float:
+        return self.coefficients[self.chosen]
+
+
+class Row(_Frozen):
+    """One model, scored once on the test split of every task.
+
+    `coefficient` is None for models that have none (base, individually fine-tuned); otherwise it was chosen on
+    validation data and `curve` shows how. `normalised` divides each task's accuracy by the accuracy of the
+    model fine-tuned on that task alone with the same regime; it is empty where no such model exists.
+    """
+
+    name: str
+    scores: Mapping[str, Score]
+    coefficient: float | None = None
+    curve: Curve | None = None
+    normalised: Mapping[str, float] = Field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Unweighted mean of the test scores over the tasks."""
+        return sum(s.value for s in self.scores.values()) / len(self.scores)
+
+    @property
+    def mean_normalised(self) -> float | None:
+        if not self.normalised:
+            return None
+        return sum(self.normalised.values()) / len(self.normalised)
+
+
+class Provenance(_Frozen):
+    """What would be needed to make the result again; no absolute paths, no host names."""
+
+    taskvec: str
+    python: str
+    platform: str
+    seed: int | None = None
+    libraries: Mapping[str, str] = Field(default_factory=dict)
+    inputs: Mapping[str, str] = Field(default_factory=dict)  # name -> fingerprint of the weights
+    settings: Mapping[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def now(
+        cls, *, seed: int | None = None, inputs: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Provenance:
+        """Versions of what is running: libraries are listed only if they are already imported."""
+        from . import __version__
+
+        shown = ("numpy", "torch", "transformers", "sklearn")
+        libraries = {m: str(getattr(sys.modules[m], "__version__", "?")) for m in shown if m in sys.modules}
+        return cls(
+            taskvec=__version__,
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.machine()}",
+            seed=seed,
+            libraries=libraries,
+            inputs=dict(inputs or {}),
+            settings=dict(settings or {}),
+        )
+
+
+class _Result(_Frozen):
+    schema_version: Literal[1] = SCHEMA_VERSION
+    title: str
+    provenance: Provenance
+
+    def write(self, path: str | Path) -> Path:
+        """Write the result as one JSON document; the folder is made if it is missing."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write the result {path}: {error.strerror}.") from error
+        return path
+
+
+class AdditionResult(_Result):
+    """Several task vectors added to one base (arXiv:2212.04089 section 4, arXiv:2305.12827 section 4).
+
+    Rows in this order: base, individually fine-tuned (each task scored by its own model), random vectors, the sum,
+    and any further methods. `tasks` fixes the order of the columns.
+    """
+
+    kind: Literal["addition"] = "addition"
+    tasks: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        return _row(self, name)
+
+
+class NegationResult(_Result):
+    """One task vector subtracted from the base (arXiv:2212.04089 section 3).
+
+    `target` is to be forgotten, `control` is to be kept: among the coefficients whose validation control accuracy is at
+    least `control_share` of the base's, the one with the lowest validation target accuracy is chosen.
+    """
+
+    kind: Literal["negation"] = "negation"
+    target: str
+    control: str
+    control_share: float
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        return _row(self, name)
+
+
+class AnalogyResult(_Result):
+    """A fourth cell built from three: tau_D = tau_C + (tau_B - tau_A) (arXiv:2212.04089 section 5).
+
+    `cells` maps "A", "B", "C", "D" to what they are; the score of every row is on cell D's test split. A is to B as C
+    is to D. Row "source" is the best that is possible without data of D and without arithmetic.
+    """
+
+    kind: Literal["analogy"] = "analogy"
+    task: str
+    cells: Mapping[str, str]
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row:
+        return _row(self, name)
+
+
+class GeometryResult(_Result):
+    """Norms of task vectors and the cosines between them; ``cosine[i][j]`` follows the order of `names`."""
+
+    kind: Literal["geometry"] = "geometry"
+    names: tuple[str, ...]
+    norms: tuple[float, ...]
+    cosine: tuple[tuple[float, ...], ...]
+    base_norm: float | None = None
+
+
+Result = Annotated[AdditionResult | NegationResult | AnalogyResult | GeometryResult, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
+
+
+def _row(result: Any, name: str) -> Row:
+    from .errors import UnknownName, nearest
+
+    for row in result.rows:
+        if row.name == name:
+            return row
+    known = [r.name for r in result.rows]
+    raise UnknownName(f"no row {name!r} in this {result.kind} result; it has {', '.join(known)}.{nearest(name, known)}")
+
+
+def read_result(path: str | Path) -> Any:
+    """Read one result file.
+
+    Raises:
+        InputError: not a file of this schema; says which fields are wrong.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the result {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a result file: not JSON ({error}).") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} is not a result of this version: schema_version is {version!r}, expected {SCHEMA_VERSION}. "
+            "Make it again with this version of taskvec."
+        )
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise InputError(f"{path} is not a valid result: {fields}.") from error
+
+
+def read_results(folder: str | Path) -> list[Any]:
+    """All ``*.json`` results of a folder (or one file), in the order of their file names."""
+    folder = Path(folder)
+    files: Sequence[Path] = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
+    if not files:
+        raise InputError(f"no results in {folder}: expected *.json files written by a protocol, `taskvec demo` or `run`.")
+    return [read_result(f) for f in files]

@@ -1,0 +1,75 @@
+"""Select: a set of parameter names, as a predicate that can be combined with ``& | ~``."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .errors import UsageError
+
+
+@dataclass(frozen=True)
+class Select:
+    """A predicate on parameter names with a text that says which.
+
+    Example:
+        >>> attention = matching("*.attn.*") & ~matching("*.bias")
+        >>> [n for n in ("b.0.attn.qkv.weight", "b.0.attn.qkv.bias", "b.0.mlp.weight") if attention(n)]
+        ['b.0.attn.qkv.weight']
+    """
+
+    test: Callable[[str], bool]
+    text: str
+
+    def __call__(self, name: str) -> bool:
+        return self.test(name)
+
+    def __and__(self, other: Select) -> Select:
+        return Select(lambda n: self(n) and other(n), f"({self.text} & {other.text})")
+
+    def __or__(self, other: Select) -> Select:
+        return Select(lambda n: self(n) or other(n), f"({self.text} | {other.text})")
+
+    def __invert__(self) -> Select:
+        return Select(lambda n: not self(n), f"~{self.text}")
+
+    def __repr__(self) -> str:
+        return f"Select[{self.text}]"
+
+
+def matching(*patterns: str) -> Select:
+    """Names that match at least one shell pattern (``*``, ``?``, ``[...]``), case-sensitively.
+
+    Example:
+        >>> matching("*.weight", "head.*")("head.bias")
+        True
+    """
+    if not patterns:
+        raise UsageError("matching() needs at least one pattern, for example matching('*.attn.*').")
+    compiled = [re.compile(fnmatch.translate(p)) for p in patterns]
+    return Select(lambda n: any(c.match(n) for c in compiled), ", ".join(patterns))
+
+
+def named(names: Iterable[str]) -> Select:
+    """Exactly these names.
+
+    Example:
+        >>> named(["head.weight"])("head.weight"), named(["head.weight"])("head")
+        (True, False)
+    """
+    chosen = frozenset(names)
+    return Select(chosen.__contains__, f"{len(chosen)} names")
+
+
+everything = Select(lambda n: True, "*")
+
+
+def as_select(what: Select | str | Iterable[str]) -> Select:
+    """A Select, a shell pattern, or an iterable of exact names, as a Select."""
+    if isinstance(what, Select):
+        return what
+    if isinstance(what, str):
+        return matching(what)
+    return named(what)
