@@ -54,6 +54,19 @@ class Score(_Frozen):
         half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
         return cls(value=p, n=n, low=max(0.0, centre - half), high=min(1.0, centre + half))
 
+    @classmethod
+    def mean(cls, scores: Sequence[Score]) -> Score:
+        """Unweighted mean of independent scores; the half-widths add in squares. `n` is the total.
+
+        Example:
+            >>> s = Score.mean([Score.share(90, 100), Score.share(70, 100)])
+            >>> round(s.value, 2), s.n, round(s.low, 3), round(s.high, 3)
+            (0.8, 200, 0.747, 0.853)
+        """
+        value = sum(s.value for s in scores) / len(scores)
+        half = math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in scores)) / len(scores)
+        return cls(value=value, n=sum(s.n for s in scores), low=max(0.0, value - half), high=min(1.0, value + half))
+
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} %"
 
@@ -92,9 +105,9 @@ class Row(_Frozen):
     note: str = ""
 
     @property
-    def mean(self) -> float:
-        """Unweighted mean of the test scores over the tasks."""
-        return sum(s.value for s in self.scores.values()) / len(self.scores)
+    def mean(self) -> Score:
+        """Unweighted mean of the test scores over the tasks, with its interval."""
+        return Score.mean(tuple(self.scores.values()))
 
     @property
     def mean_normalised(self) -> float | None:
