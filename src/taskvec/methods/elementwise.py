@@ -1,0 +1,135 @@
+"""Steps on same-named tensors, entry by entry. Each is a plain function of arrays, wrapped as an operation below it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from ..weights import Op
+
+Array = Any  # NumPy array or any other of the array API standard
+PHILOX_WORDS = 4  # 64-bit words per counter value of numpy.random.Philox
+
+
+def trim(arrays: Sequence[Array], *, cut: float) -> Array:
+    r"""Keep the entries whose magnitude reaches the cut: :math:`\tau \cdot 1(|\tau| \ge c)`.
+
+    Entries equal to the cut are kept, so at least the wanted share stays (bfloat16 vectors have many equal magnitudes).
+
+    Args:
+        arrays: one tensor.
+        cut: c, a magnitude; 0 keeps everything.
+    Reference: Yadav et al. 2023, arXiv:2306.01708, section 4 ("trim").
+    Example:
+        >>> trim([np.array([3.0, -1.0, 2.0], np.float32)], cut=2.0).tolist()
+        [3.0, -0.0, 2.0]
+    """
+    (x,) = arrays
+    xp = array_namespace(x)
+    return x * xp.astype(xp.abs(x) >= cut, x.dtype)
+
+
+def elect(arrays: Sequence[Array]) -> Array:
+    r"""Elect a sign per entry, then average the entries that carry it.
+
+    With :math:`\gamma = \operatorname{sign}(\sum_t \tau_t)`, the mean of :math:`\tau_t` over the tasks with
+    :math:`\operatorname{sign}(\tau_t) = \gamma`. Zeros do not vote; where the sum is exactly zero the result is zero.
+
+    Args:
+        arrays: one tensor per task, same shape; not modified.
+    Reference: Yadav et al. 2023, arXiv:2306.01708, section 4 ("elect" and "disjoint merge").
+    Example:
+        >>> elect([np.array([3.0, -1.0], np.float32), np.array([1.0, 2.0], np.float32)]).tolist()
+        [2.0, 2.0]
+    """
+    xp = array_namespace(arrays[0])
+    votes = arrays[0]
+    for x in arrays[1:]:
+        votes = votes + x
+    total = xp.zeros_like(votes)
+    count = xp.zeros_like(votes)
+    for x in arrays:
+        agrees = xp.astype(xp.sign(x) * xp.sign(votes) > 0, x.dtype)  # of the signs: x * votes could underflow to zero
+        total = total + x * agrees
+        count = count + agrees
+    return total / xp.where(count > 0, count, xp.ones_like(count))
+
+
+def drop(arrays: Sequence[Array], *, density: float, seed: str, at: tuple[str, int]) -> Array:
+    r"""Keep each entry with probability `density` and divide by it: :math:`m \odot \tau / p`, :math:`m \sim Bernoulli(p)`.
+
+    The mask depends on the seed, the parameter's name and the entry's position only.
+
+    Args:
+        arrays: one tensor.
+        density: p in (0, 1], the probability of keeping an entry (DARE's drop rate is 1 - p).
+        seed: any text; different vectors take different ones.
+        at: name of the parameter and position of the first entry.
+    Reference: Yu et al. 2023, arXiv:2311.03099, section 3.
+    """
+    (x,) = arrays
+    if density == 1.0:
+        return x
+    xp = array_namespace(x)
+    words = _random_words(seed, at, (x.shape[0] + 1) // 2 + 1).view(np.uint32)
+    keep = words[at[1] % 2 :][: x.shape[0]] < round(density * 2**32)
+    return x * (xp.astype(xp.asarray(keep), x.dtype) / density)
+
+
+def noise(arrays: Sequence[Array], *, seed: str, at: tuple[str, int]) -> Array:
+    """Standard normal values in the shape of the tensor (Box-Muller on counter-based words, one 64-bit word an entry)."""
+    (x,) = arrays
+    words = _random_words(seed, (at[0], 2 * at[1]), x.shape[0])[: x.shape[0]].view(np.uint32).reshape(-1, 2)
+    radius = np.sqrt(-2.0 * np.log((words[:, 0] + 1.0) / 2**32))
+    return array_namespace(x).asarray((radius * np.cos(2 * math.pi / 2**32 * words[:, 1])).astype(x.dtype))
+
+
+def rescale(arrays: Sequence[Array], *, norm: float, of: float) -> Array:
+    """Multiply a tensor of norm `of` so that its norm is `norm`; a zero tensor stays zero."""
+    (x,) = arrays
+    return x * (norm / of if of else 0.0)
+
+
+def interpolate(arrays: Sequence[Array], *, t: float, dot: float, a: float, b: float) -> Array:
+    r"""Spherical interpolation: :math:`\frac{\sin((1-t)\Omega)}{\sin\Omega}\tau_a + \frac{\sin(t\Omega)}{\sin\Omega}\tau_b`.
+
+    :math:`\Omega` is the angle between the tensors. Nearly parallel, opposite or zero tensors are interpolated linearly.
+
+    Args:
+        arrays: two tensors.
+        t: 0 gives the first, 1 the second.
+        dot, a, b: their inner product and their norms.
+    Reference: Shoemake 1985, "Animating rotation with quaternion curves".
+    """
+    x, y = arrays
+    cosine = dot / (a * b) if a and b else 1.0
+    if abs(cosine) > 0.9995:
+        return x * (1 - t) + y * t
+    angle = math.acos(cosine)
+    return x * (math.sin((1 - t) * angle) / math.sin(angle)) + y * (math.sin(t * angle) / math.sin(angle))
+
+
+def _random_words(seed: str, at: tuple[str, int], count: int) -> np.ndarray:
+    """64-bit words of a counter-based generator, from the word that holds 32-bit position ``at[1]`` on.
+
+    The counter is the position, so any cut into blocks gives the same words.
+    """
+    key = hashlib.blake2b(f"{seed}\0{at[0]}".encode(), digest_size=16).digest()
+    first = at[1] // 2
+    generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=first // PHILOX_WORDS)
+    skip = first % PHILOX_WORDS
+    return generator.random_raw(skip + count)[skip:]
+
+
+TRIM = Op("trim", trim, reference="arXiv:2306.01708, section 4")
+ELECT = Op("elect", elect, symmetric=True, reference="arXiv:2306.01708, section 4")
+DROP = Op("drop", drop, random=True, reference="arXiv:2311.03099, section 3")
+NOISE = Op("noise", noise, random=True)
+RESCALE = Op("rescale", rescale)
+INTERPOLATE = Op("interpolate", interpolate, reference="Shoemake 1985")
+STEPS = (TRIM, ELECT, DROP, NOISE, RESCALE, INTERPOLATE)

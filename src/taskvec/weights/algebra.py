@@ -1,0 +1,586 @@
+"""Checkpoint and TaskVector: points and displacements in weight space, lazy until read or saved.
+
+::
+
+    checkpoint - checkpoint -> vector        vector + vector, number * vector -> vector
+    checkpoint + vector     -> checkpoint    nothing else
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import BaseMismatch, KeyMismatch, NotLinear, UsageError, some
+from ..select import Select, as_select
+from . import graph
+from .dtypes import DTYPES, TensorSpec, narrow
+from .execute import Block, evaluate, summarise
+from .graph import Node, Op
+from .source import MemorySource, Source, open_source
+from .summaries import DOT, NORM
+
+VECTOR_KIND, BASE_KEY, PARTIAL_KEY = "taskvec.kind", "taskvec.base", "taskvec.partial"
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The point a vector was taken from: the point itself, or the fingerprint a file recorded, or neither."""
+
+    label: str
+    node: Node | None = None
+    recorded: str | None = None
+
+    @property
+    def known(self) -> bool:
+        return self.node is not None or self.recorded is not None
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self.recorded if self.node is None else lineage(self.node)
+
+    def same(self, other: Base) -> bool | None:
+        """Whether both are the same weights; None if one of them is unknown."""
+        if self.node is not None and other.node is not None and _root(self.node).key == _root(other.node).key:
+            return True
+        mine, theirs = self.fingerprint, other.fingerprint
+        return None if mine is None or theirs is None else mine == theirs
+
+
+def _root(node: Node) -> Node:
+    """The checkpoint behind renaming, restricting and displacing."""
+    while node.op in (graph.RESTRICT, graph.RENAME, graph.MOVE):
+        node = node.inputs[0]
+    return node
+
+
+def lineage(node: Node) -> str:
+    """The fingerprint of the checkpoint a point goes back to."""
+    return _root(node).digest
+
+
+@dataclass(frozen=True)
+class NameMatch:
+    """Which tensors of two checkpoints correspond: `old` maps the base's names to the other's names."""
+
+    old: Mapping[str, str]
+    prefix: str
+    only_here: tuple[str, ...]
+    only_base: tuple[str, ...]
+    other_shape: tuple[str, ...]
+    here: str
+    base: str
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.old)} tensors of {self.here} match {self.base}" + (f" ({self.prefix})" if self.prefix else "")
+        ]
+        for what, names in (
+            (f"only in {self.here}", self.only_here),
+            (f"only in {self.base}", self.only_base),
+            ("in both with another shape", self.other_shape),
+        ):
+            if names:
+                lines.append(f"  left out, {what}: {len(names)} ({some(names, 6)})")
+        return "\n".join(lines)
+
+
+def _prefixes(names: Iterable[str]) -> list[str]:
+    """Leading components that most names share: candidates for a wrapper's prefix such as ``bert.``."""
+    names = list(names)
+    counts: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        for i in range(1, min(len(parts), 4)):
+            prefix = ".".join(parts[:i]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    return ["", *(p for p, c in counts.items() if c >= len(names) / 2)]
+
+
+def match_names(
+    here: Mapping[str, TensorSpec], base: Mapping[str, TensorSpec], here_label: str, base_label: str
+) -> NameMatch:
+    """Match two tables of names, allowing that one side carries a prefix which the other lacks."""
+    best: tuple[int, dict[str, str], str] = (-1, {}, "")
+    for mine in _prefixes(here):
+        for theirs in _prefixes(base):
+            bare = {n[len(mine) :]: n for n in here if n.startswith(mine)}
+            old = {n: bare[n[len(theirs) :]] for n in base if n.startswith(theirs) and n[len(theirs) :] in bare}
+            said = " and ".join(f"without {p!r} in {w}" for p, w in ((mine, here_label), (theirs, base_label)) if p)
+            if len(old) > best[0]:
+                best = (len(old), old, said)
+    _, old, said = best
+    wrong = tuple(n for n, m in old.items() if base[n].shape != here[m].shape)
+    old = {n: m for n, m in old.items() if n not in wrong}
+    taken = set(old.values()) | {best[1][n] for n in wrong}
+    return NameMatch(
+        old, said, tuple(n for n in here if n not in taken), tuple(n for n in base if n not in old and n not in wrong),
+        wrong, here_label, base_label,
+    )  # fmt: skip
+
+
+class _Tensors:
+    """What points and vectors share: named tensors that are computed on demand."""
+
+    node: Node
+    label: str
+
+    @property
+    def spec(self) -> Mapping[str, TensorSpec]:
+        """Name -> number format and shape, from headers."""
+        return self.node.spec
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.node.spec)
+
+    def explain(self) -> Any:
+        """What computing and saving this would do: sources, passes, bytes, memory. Reads headers only."""
+        from .text import explain
+
+        return explain(self)  # type: ignore[arg-type]
+
+    def _working(self, name: str, summaries: Mapping[str, Any] | None = None) -> np.ndarray:
+        spec = self.spec.get(name)
+        if spec is None:
+            from ..errors import UnknownName, nearest
+
+            raise UnknownName(f"{self.label} has no tensor {name!r}.{nearest(name, self.spec)}")
+        if summaries is None:
+            summaries = summarise(self.node)
+        values = evaluate(self.node, Block(name, 0, spec.size), summaries)
+        return np.zeros(spec.shape, np.float32) if values is None else values.reshape(spec.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(_Tensors):
+    """A point in weight space.
+
+    Example:
+        >>> base = Checkpoint.of({"w": np.array([1.0, 2.0], np.float32)}, label="base")
+        >>> tuned = Checkpoint.of({"w": np.array([3.0, 2.0], np.float32)}, label="tuned")
+        >>> (base + 0.5 * (tuned - base)).array("w")
+        array([2., 2.], dtype=float32)
+    """
+
+    node: Node
+    label: str
+    partial: bool = False  # some names were left out on purpose: a difference of it is zero there
+
+    @classmethod
+    def read(cls, path: str | Path, *, label: str | None = None) -> Checkpoint:
+        """Open a checkpoint: a safetensors file, a folder (one file or shards), ``.pt`` or ``.bin``. Reads headers only.
+
+        Raises:
+            NotACheckpoint: damaged, unsafe, or something else; also a task vector file (use `TaskVector.read`).
+        """
+        source = open_source(path, label)
+        if source.metadata.get(VECTOR_KIND) == "vector":
+            raise NotLinear(
+                f"{path} holds a task vector, not a checkpoint. Open it with TaskVector.read, or add it to its base."
+            )
+        return cls(graph.read(source), source.label)
+
+    @classmethod
+    def of(cls, weights: Any, *, label: str = "memory", copy: bool = True) -> Checkpoint:
+        """A checkpoint of arrays, torch tensors, or a module's state dict; copied, so that later training cannot change it.
+
+        Args:
+            weights: mapping of names to NumPy arrays or torch tensors, or an object with ``state_dict()``.
+            copy: False shares memory with the given float32 CPU tensors; then they must not be changed afterwards.
+        """
+        table = weights.state_dict() if hasattr(weights, "state_dict") else weights
+        return cls(graph.read(MemorySource(table, label, copy=copy)), label)
+
+    def __sub__(self, other: Checkpoint | TaskVector) -> Any:
+        if isinstance(other, TaskVector):
+            return self + (-other)
+        if not isinstance(other, Checkpoint):
+            return NotImplemented
+        mine, theirs = graph.origin_and_delta(self.node), graph.origin_and_delta(other.node)
+        lineage_ = Base(other.label, node=other.node)
+        if mine[0].key == theirs[0].key:  # one origin: the displacement needs no rounding through the point
+            spec = _floats(self.spec)
+            parts = [(v, c) for v, c in ((mine[1], 1.0), (theirs[1], -1.0)) if v is not None]
+            return TaskVector(graph.combine(parts, spec), lineage_, f"{self.label} - {other.label}", self.partial)
+        partial = self.partial or other.partial
+        _same_names(_floats(self.spec), _floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
+        return TaskVector(graph.difference(self.node, other.node), lineage_, f"{self.label} - {other.label}", partial)
+
+    def __add__(self, other: TaskVector) -> Checkpoint:
+        if isinstance(other, Checkpoint):
+            raise NotLinear(
+                f"cannot add the checkpoint {other.label} to the checkpoint {self.label}: a sum of points has no meaning. "
+                f"Add what was learned: {self.label} + ({other.label} - {self.label})."
+            )
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        if other.base.same(Base(self.label, node=self.node)) is False:
+            raise BaseMismatch(
+                f"cannot apply the vector {other.label} to {self.label}: it was taken from {other.base.label} "
+                f"(fingerprint {other.base.fingerprint}), and {self.label} goes back to {lineage(self.node)}. "
+                "If the two bases are meant to be interchangeable, say so with vector.rebase(base)."
+            )
+        _same_names(other.spec, _floats(self.spec), other.label, self.label, "apply", subset=other.partial)
+        return Checkpoint(graph.move(self.node, other.node), self.label, self.partial)
+
+    def __mul__(self, other: object) -> Any:
+        raise NotLinear(
+            f"cannot multiply the checkpoint {self.label}: only task vectors have coefficients. "
+            f"Write base + c * ({self.label} - base)."
+        )
+
+    __rmul__ = __truediv__ = __neg__ = __mul__  # type: ignore[assignment]
+
+    def restrict(self, what: Select | str | Iterable[str]) -> Checkpoint:
+        """Only the chosen names (a Select, a shell pattern, or exact names); differences are zero elsewhere.
+
+        Raises:
+            KeyMismatch: nothing is chosen.
+        """
+        return Checkpoint(graph.restrict(self.node, *_chosen(self, what)), self.label, True)
+
+    def match(self, base: Checkpoint) -> NameMatch:
+        """Which tensors correspond to the base's, allowing for a prefix that one side lacks; prints as a short account."""
+        return match_names(_floats(self.spec), _floats(base.spec), self.label, base.label)
+
+    def shared(self, base: Checkpoint) -> Checkpoint:
+        """Only the tensors that match the base's, under the base's names.
+
+        For checkpoints whose heads or prefixes differ: ``tuned.shared(base) - base``. What was matched and left out is
+        in ``tuned.match(base)``.
+
+        Raises:
+            KeyMismatch: nothing matches.
+        """
+        found = self.match(base)
+        if not found.old:
+            raise KeyMismatch(
+                f"{self.label} and {base.label} share no tensor of equal name and shape: {self.label} has {some(self.spec)}, "
+                f"{base.label} has {some(base.spec)}."
+            )
+        return Checkpoint(graph.rename(self.node, found.old, base.node), self.label, True)
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor in its stored format; computed now."""
+        return self.arrays([name])[name]
+
+    def arrays(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Tensors by name, in their stored formats; computed now."""
+        summaries = summarise(self.node)
+        out: dict[str, np.ndarray] = {}
+        for name in self.names if names is None else names:
+            leaf = untouched(self.node, name) if name in self.spec else None
+            if leaf is not None:
+                source, old = leaf
+                spec = self.spec[name]
+                out[name] = source.read(old, 0, spec.size).reshape(spec.shape).copy()
+            else:
+                out[name] = narrow(self._working(name, summaries), self.spec[name].dtype)
+        return out
+
+    def fingerprint(self) -> str:
+        """A hex digest of the weights; cheap for a checkpoint on disk (samples of each tensor)."""
+        return self.node.digest
+
+    def save(
+        self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Path:  # fmt: skip
+        """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
+
+        Args:
+            dtype: number format of the floating-point tensors, else each keeps its origin's.
+            overwrite: replace an existing output, once the new one is complete.
+            shard_size: bytes after which a folder continues in another shard (5 GB unless told).
+            progress: called with the bytes read since the last call.
+        Raises:
+            StorageError: the output exists, or the disk is too small or fails; nothing is left behind.
+            NonFinite: an input or a result holds NaN or infinity.
+        """
+        from .write import save_checkpoint
+
+        return save_checkpoint(
+            self, Path(path), dtype=dtype, overwrite=overwrite, shard_size=shard_size, progress=progress
+        )
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.label}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector(_Tensors):
+    r"""A displacement in weight space, :math:`\tau = \theta_{ft} - \theta_0`; a vector space.
+
+    Example:
+        >>> base = Checkpoint.of({"w": np.zeros(2, np.float32)}, label="base")
+        >>> a = Checkpoint.of({"w": np.array([3.0, 4.0], np.float32)}, label="a") - base
+        >>> a.norm(), (a - 0.5 * a).array("w").tolist()
+        (5.0, [1.5, 2.0])
+    """
+
+    node: Node
+    base: Base
+    label: str
+    partial: bool = False  # zero outside its names
+
+    @classmethod
+    def read(cls, path: str | Path, *, label: str | None = None) -> TaskVector:
+        """Open a task vector file written by `save` (or any safetensors file of differences). Reads headers only."""
+        source = open_source(path, label)
+        meta = source.metadata
+        base = Base(meta.get("taskvec.base_label", "an unknown base"), recorded=meta.get(BASE_KEY))
+        return cls(graph.read(source), base, source.label, meta.get(PARTIAL_KEY) == "true")
+
+    def __add__(self, other: TaskVector) -> Any:
+        if isinstance(other, int) and other == 0:  # the start of sum([...])
+            return self
+        if isinstance(other, Checkpoint):
+            return other + self
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        return combined([(self, 1.0), (other, 1.0)])
+
+    __radd__ = __add__
+
+    def __neg__(self) -> TaskVector:
+        return self * -1.0
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        if isinstance(other, Checkpoint):
+            raise NotLinear(f"cannot subtract the checkpoint {other.label} from the vector {self.label}.")
+        if not isinstance(other, TaskVector):
+            return NotImplemented
+        return combined([(self, 1.0), (other, -1.0)])
+
+    def __mul__(self, coefficient: float) -> TaskVector:
+        if isinstance(coefficient, (TaskVector, Checkpoint)):
+            raise NotLinear(f"cannot multiply {self.label} by {coefficient.label}: a coefficient must be a number.")
+        if isinstance(coefficient, bool) or not isinstance(coefficient, numbers.Real):
+            return NotImplemented
+        c = float(coefficient)
+        if not math.isfinite(c):
+            raise UsageError(f"the coefficient of {self.label} is {c}; it must be a finite number.")
+        return combined([(self, c)])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: float) -> TaskVector:
+        if isinstance(number, bool) or not isinstance(number, numbers.Real):
+            return NotImplemented
+        if float(number) == 0.0:
+            raise UsageError(f"cannot divide {self.label} by zero.")
+        return self * (1.0 / float(number))
+
+    def restrict(self, what: Select | str | Iterable[str]) -> TaskVector:
+        """The vector on the chosen names (a Select, a shell pattern, or exact names), zero elsewhere.
+
+        Raises:
+            KeyMismatch: nothing is chosen.
+        """
+        node = graph.restrict(self.node, *_chosen(self, what))
+        return TaskVector(node, self.base, self.label, True)
+
+    def shared(self, base: Checkpoint) -> TaskVector:
+        """The vector under the names of another checkpoint of the same shape and lineage (see `Checkpoint.shared`)."""
+        found = match_names(self.spec, _floats(base.spec), self.label, base.label)
+        if not found.old:
+            raise KeyMismatch(f"the vector {self.label} and {base.label} share no tensor of equal name and shape.")
+        return TaskVector(graph.rename(self.node, found.old, base.node), self.base, self.label, True)
+
+    def rebase(self, base: Checkpoint) -> TaskVector:
+        """The same numbers, declared to be a displacement from `base`: the explicit way to mix lineages."""
+        return TaskVector(self.node, Base(base.label, node=base.node), self.label, self.partial)
+
+    def dot(self, other: TaskVector) -> float:
+        r"""Inner product :math:`\langle\tau_a, \tau_b\rangle` over all entries, in float64."""
+        return _measure(DOT, [self, other])
+
+    def norm(self) -> float:
+        r"""Euclidean norm :math:`\lVert\tau\rVert_2`, in float64."""
+        return _measure(NORM, [self])
+
+    def cosine(self, other: TaskVector) -> float:
+        r""":math:`\langle\tau_a, \tau_b\rangle / (\lVert\tau_a\rVert \lVert\tau_b\rVert)`; 0 if one vector is zero."""
+        both = [lift(DOT, [self, other]), lift(NORM, [self]), lift(NORM, [other])]
+        values = summarise(*(s.node for s in both))
+        product, a, b = (values[s.node.key] for s in both)
+        return product / (a * b) if a and b else 0.0
+
+    def array(self, name: str) -> np.ndarray:
+        """One tensor in float32 (float64 where the files hold float64); computed now."""
+        return self._working(name).copy()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All tensors by name, in float32; computed now."""
+        summaries = summarise(self.node)
+        return {name: self._working(name, summaries).copy() for name in self.names}
+
+    def save(self, path: str | Path, *, overwrite: bool = False, progress: Callable[[int], None] | None = None) -> Path:
+        """Write the vector as one float32 safetensors file that records the fingerprint of its base.
+
+        Raises:
+            StorageError: the output exists, or the disk is too small or fails; nothing is left behind.
+        """
+        from .write import save_vector
+
+        return save_vector(self, Path(path), overwrite=overwrite, progress=progress)
+
+    def __repr__(self) -> str:
+        return f"TaskVector({self.label}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """A small value reduced over all tensors, not yet computed; may stand where a step takes a number."""
+
+    node: Node
+
+    def value(self) -> Any:
+        return summarise(self.node)[self.node.key]
+
+
+def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor"] = "model", **params: Any) -> Any:
+    """Apply an operation to same-named tensors of vectors: the one way steps and summaries enter a graph.
+
+    Args:
+        op: what to compute.
+        vectors: its inputs; a name that one lacks (a partial vector) is zero there.
+        per: for a summary, one value over the model or one for each tensor.
+        params: numbers, texts, or `Summary` values.
+    Returns:
+        a TaskVector, or a Summary if the operation gives one.
+    Raises:
+        UsageError: no vectors.  KeyMismatch, BaseMismatch: vectors that cannot meet.
+    """
+    if not vectors:
+        raise UsageError(f"{op.name} needs at least one task vector, got none.")
+    spec, base, partial = _meet(list(vectors))
+    plain = {k: v.node if isinstance(v, Summary) else v for k, v in params.items()}
+    node = Node(op, tuple(v.node for v in vectors), spec, plain, per=per)
+    if op.gives == "summary":
+        return Summary(node)
+    return TaskVector(node, base, f"{op.name}({', '.join(v.label for v in vectors)})", partial)
+
+
+def named(name: str, vectors: Sequence[TaskVector], result: TaskVector, **params: Any) -> TaskVector:
+    """Let a composition of steps print as the method it is: ``ties([a, b], density=0.2)``; `explain` shows the steps."""
+    op = Op(name, fn=_no_kernel)
+    node = Node(op, tuple(v.node for v in vectors), result.spec, params, expansion=result.node)
+    label = f"{name}({', '.join(v.label for v in vectors)})"
+    return TaskVector(node, result.base, label, result.partial)
+
+
+def _no_kernel(*_: Any, **__: Any) -> Any:
+    raise AssertionError("a named method is computed through its expansion")
+
+
+def combined(weighted: list[tuple[TaskVector, float]]) -> TaskVector:
+    """``sum_i c_i v_i`` in normal form."""
+    vectors = [v for v, _ in weighted]
+    spec, base, partial = _meet(vectors)
+    label = vectors[0].label if len(vectors) == 1 else " + ".join(v.label for v in vectors)
+    return TaskVector(graph.combine([(v.node, c) for v, c in weighted], spec), base, label, partial)
+
+
+def untouched(node: Node, name: str) -> tuple[Source, str] | None:
+    """The source and name whose bytes a point keeps unchanged, if it does (integer buffers, names no vector has)."""
+    while True:
+        if node.op is graph.READ:
+            assert node.source is not None
+            return node.source, name
+        if node.op is graph.RENAME:
+            node, name = node.inputs[0], node.params["old"][name]
+        elif node.op is graph.RESTRICT or (node.op is graph.MOVE and name not in node.inputs[1].spec):
+            node = node.inputs[0]
+        else:
+            return None
+
+
+def _measure(op: Op, vectors: list[TaskVector]) -> float:
+    return lift(op, vectors).value()
+
+
+def _floats(spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    return {n: s for n, s in spec.items() if s.is_float}
+
+
+def _chosen(of: _Tensors, what: Select | str | Iterable[str]) -> tuple[set[str], str]:
+    select = as_select(what)
+    chosen = {n for n in of.names if select(n)}
+    if not chosen:
+        raise KeyMismatch(f"{select!r} chooses none of the {len(of.names)} tensors of {of.label} ({some(of.names)}).")
+    return chosen, select.text
+
+
+def _meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]:
+    """The common space of vectors: union of names (only partial vectors may lack some), one base, still partial or not."""
+    first = vectors[0]
+    whole = next((v for v in vectors if not v.partial), None)
+    spec = dict((whole or first).spec)
+    base = first.base
+    for v in vectors:
+        if v is first and v is whole:
+            continue
+        reference = whole or first
+        if whole is not None:
+            _same_names(v.spec, whole.spec, v.label, whole.label, "combine", subset=v.partial)
+        else:
+            clash = [n for n in v.spec if n in spec and spec[n].shape != v.spec[n].shape]
+            if clash:
+                _raise_mismatch([], [], clash, v.spec, spec, v.label, reference.label, "combine")
+            spec.update({n: s for n, s in v.spec.items() if n not in spec})
+        if v.base.same(base) is False:
+            raise BaseMismatch(
+                f"cannot combine {v.label} and {first.label}: they were taken from different bases, {v.base.label} "
+                f"(fingerprint {v.base.fingerprint}) and {base.label} ({base.fingerprint}). "
+                "Fine-tune both from one base, or say that the bases are interchangeable with vector.rebase(base)."
+            )
+        if not base.known and v.base.known:
+            base = v.base
+    return spec, base, whole is None
+
+
+def _same_names(
+    here: Mapping[str, TensorSpec], there: Mapping[str, TensorSpec], a: str, b: str, verb: str, *, subset: bool
+) -> None:
+    """Raise unless names and shapes agree; with `subset`, `here` may have fewer names."""
+    extra = [n for n in here if n not in there]
+    absent = [] if subset else [n for n in there if n not in here]
+    shapes = [n for n in here if n in there and here[n].shape != there[n].shape]
+    if extra or absent or shapes:
+        _raise_mismatch(extra, absent, shapes, here, there, a, b, verb)
+
+
+def _raise_mismatch(
+    extra: list[str], absent: list[str], shapes: list[str], here: Mapping[str, TensorSpec],
+    there: Mapping[str, TensorSpec], a: str, b: str, verb: str,
+) -> None:  # fmt: skip
+    joined = {"subtract": f"subtract {b} from {a}", "apply": f"apply {a} to {b}", "combine": f"combine {a} and {b}"}[
+        verb
+    ]
+    parts = []
+    if extra:
+        parts.append(f"{len(extra)} names only in {a} ({some(extra)})")
+    if absent:
+        parts.append(f"{len(absent)} only in {b} ({some(absent)})")
+    if shapes:
+        n = shapes[0]
+        parts.append(f"{len(shapes)} differ in shape ({n!r} is {here[n]} and {there[n]})")
+    remedy = (
+        f"To edit only what both have, use {a}.shared({b}) (on the command line: --shared)."
+        if verb == "subtract"
+        else f"To edit only what both have, use {a}.shared({b}) or {a}.restrict(...)."
+    )
+    raise KeyMismatch(f"cannot {joined}: {', '.join(parts)}. {remedy}")
+
+
+def stored_bytes(spec: Mapping[str, TensorSpec], dtype: str | None = None) -> int:
+    """Size on disk of these tensors, floating-point ones in `dtype` if given."""
+    return sum(s.size * DTYPES[dtype if dtype and s.is_float else s.dtype].itemsize for s in spec.values())

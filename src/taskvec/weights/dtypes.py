@@ -1,0 +1,108 @@
+"""Number formats: safetensors names, NumPy types, and the two conversions (to working precision, to storage)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import UsageError, nearest
+
+FLOATS: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+OTHERS: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
+}
+DTYPES: dict[str, np.dtype[Any]] = {**FLOATS, **OTHERS}
+NAMES: dict[np.dtype[Any], str] = {v: k for k, v in DTYPES.items()}
+_ALIASES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """What a header says of one tensor: number format (safetensors name) and shape.
+
+    Example:
+        >>> TensorSpec("BF16", (2, 3)).nbytes
+        12
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * DTYPES[self.dtype].itemsize
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in FLOATS
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+def parse_dtype(text: str) -> str:
+    """A floating-point format by its safetensors or NumPy name: ``bfloat16`` and ``BF16`` are the same.
+
+    Raises:
+        UsageError: not a floating-point format.
+    """
+    name = _ALIASES.get(text.lower(), text.upper())
+    if name not in FLOATS:
+        known = [*_ALIASES, *FLOATS]
+        raise UsageError(f"unknown number format {text!r}; expected one of {', '.join(known)}.{nearest(text, known)}")
+    return name
+
+
+def widen(stored: np.ndarray) -> np.ndarray:
+    """Stored values in working precision: float32, or float64 where the file holds float64."""
+    if stored.dtype == FLOATS["BF16"]:
+        # The bits of a bfloat16 are the upper half of a float32; shifting is several times faster than astype.
+        bits = stored.view(np.uint16).astype(np.uint32)
+        np.left_shift(bits, 16, out=bits)
+        return bits.view(np.float32)
+    if stored.dtype in (np.float32, np.float64):
+        return stored
+    return stored.astype(np.float32)
+
+
+def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Working values rounded once (to nearest, ties to even) to the stored format `dtype`."""
+    if dtype == "BF16":
+        if values.dtype != np.float32:
+            # Through float32 a float64 would be rounded twice.
+            return values.astype(FLOATS["BF16"])
+        bits = values.view(np.uint32)
+        rounded = np.right_shift(bits, 16)
+        np.bitwise_and(rounded, 1, out=rounded)
+        np.add(rounded, 0x7FFF, out=rounded)
+        np.add(rounded, bits, out=rounded)
+        np.right_shift(rounded, 16, out=rounded)
+        return rounded.astype(np.uint16).view(FLOATS["BF16"])
+    with np.errstate(over="ignore"):  # an overflow becomes inf here and is reported with its tensor's name
+        return values.astype(FLOATS[dtype], copy=False)
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """True if no value is NaN or infinite. The sum decides cheaply; only a suspicious one is looked at closely."""
+    if values.size == 0:
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.add.reduce(values, axis=None)):
+            return True
+    return bool(np.isfinite(values).all())

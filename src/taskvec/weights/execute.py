@@ -1,0 +1,223 @@
+"""Running a graph: the only place that schedules. Passes for summaries, blocks, threads.
+
+Memory is bounded by threads x blocks x streams, whatever the file size. Block borders and the order of every sum are
+fixed, so one thread and eight give the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import NonFinite
+from .dtypes import DTYPES, all_finite, widen
+from .graph import COMBINE, MOVE, READ, RENAME, RESTRICT, Node, reads, walk
+
+BLOCK = 1 << 18  # values; half a megabyte of bfloat16 a stream stays in cache
+Values = Mapping[str, Any]  # summary key -> value (or {name: value} where the summary is per tensor)
+Progress = Callable[[int], None]  # told of bytes read
+ABSENT_IS_NONE = (COMBINE, MOVE)  # these skip an input without the name; other operations see zeros
+
+
+def default_threads() -> int:
+    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A range of one tensor's flat values."""
+
+    name: str
+    start: int
+    stop: int
+
+
+def whole_tensors(node: Node) -> bool:
+    """True if some operation below needs tensors uncut (a singular value decomposition, for example)."""
+    return any(n.op.works_on == "tensor" for n in walk(node))
+
+
+def blocks(node: Node, names: Iterable[str], *, whole: bool) -> Iterator[Block]:
+    for name in names:
+        size = node.spec[name].size
+        step = max(1, size) if whole else BLOCK
+        for start in range(0, max(1, size), step):
+            yield Block(name, start, min(size, start + step))
+
+
+def evaluate(
+    node: Node, block: Block, summaries: Values, cache: dict[tuple[str, str], Any] | None = None
+) -> np.ndarray | None:
+    """The node's values in one block, in working precision; None where the node has no such name (a zero)."""
+    cache = {} if cache is None else cache
+    while node.expansion is not None:
+        node = node.expansion
+    if block.name not in node.spec:
+        return None
+    place = (node.key, block.name)
+    if place not in cache:
+        cache[place] = _compute(node, block, summaries, cache)
+    return cache[place]
+
+
+def _compute(node: Node, block: Block, summaries: Values, cache: dict[tuple[str, str], Any]) -> np.ndarray | None:
+    if node.op is READ:
+        return _read(node, block)
+    if node.op is RENAME:
+        old = Block(node.params["old"][block.name], block.start, block.stop)
+        return evaluate(node.inputs[0], old, summaries, cache)
+    if node.op is RESTRICT:
+        return evaluate(node.inputs[0], block, summaries, cache)
+    arrays = [evaluate(n, block, summaries, cache) for n in _ordered(node)]
+    if node.op not in ABSENT_IS_NONE:
+        arrays = [np.zeros(block.stop - block.start, np.float32) if a is None else a for a in arrays]
+    params = {k: _resolve(v, block.name, summaries) for k, v in _params(node).items()}
+    if node.op.random:
+        params["at"] = (block.name, block.start)
+    if node.op.works_on == "tensor":
+        shape = node.spec[block.name].shape
+        return node.op.fn([a.reshape(shape) for a in arrays if a is not None], **params).reshape(-1)
+    return node.op.fn(arrays, **params)
+
+
+def _read(node: Node, block: Block) -> np.ndarray:
+    source = node.source
+    assert source is not None
+    values = widen(source.read(block.name, block.start, block.stop))
+    if node.spec[block.name].is_float and not all_finite(values):
+        bad = np.flatnonzero(~np.isfinite(values))
+        raise NonFinite(
+            f"{source.label}: tensor {block.name!r} holds {len(bad)} non-finite values in entries {block.start:,} to "
+            f"{block.stop:,} (the first is {values[bad[0]]} at {block.start + int(bad[0]):,}). An edit would spread them; "
+            "repair or leave out that tensor with .restrict(...)."
+        )
+    return values
+
+
+def _order(node: Node) -> list[int]:
+    """The one order in which a symmetric operation sees its inputs: by what the weights are, not by how they were named."""
+    index = range(len(node.inputs))
+    if len(node.inputs) < 3 and node.op is COMBINE:  # two summands commute exactly
+        return list(index)
+    if node.op is COMBINE or node.op.symmetric:
+        return sorted(index, key=lambda i: node.inputs[i].digest)
+    return list(index)
+
+
+def _ordered(node: Node) -> list[Node]:
+    return [node.inputs[i] for i in _order(node)]
+
+
+def _params(node: Node) -> Mapping[str, Any]:
+    if node.op is COMBINE:
+        c = node.params["coefficients"]
+        return {"coefficients": tuple(c[i] for i in _order(node))}
+    return node.params
+
+
+def _resolve(value: Any, name: str, summaries: Values) -> Any:
+    if not isinstance(value, Node):
+        return value
+    known = summaries[value.key]
+    return known[name] if value.per == "tensor" else known
+
+
+def levels(*roots: Node) -> list[list[Node]]:
+    """The summaries below the roots, grouped so that each group needs only earlier groups: one pass a group."""
+    depth: dict[str, int] = {}
+    groups: dict[int, list[Node]] = {}
+    for root in roots:
+        for node in walk(root):
+            if node.key in depth:
+                continue
+            below = max((depth[n.key] for n in node.below()), default=0)
+            depth[node.key] = below + (node.op.gives == "summary")
+            if node.op.gives == "summary":
+                groups.setdefault(depth[node.key], []).append(node)
+    return [groups[d] for d in sorted(groups)]
+
+
+def summarise(*roots: Node, threads: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Run all passes the roots need; returns summary key -> value."""
+    values: dict[str, Any] = {}
+    for group in levels(*roots):
+        totals: dict[str, dict[str, Any]] = {n.key: {} for n in group}
+        whole = any(whole_tensors(n) for n in group)
+        spec = {name: s for node in group for i in node.inputs for name, s in i.spec.items()}
+        cost = bytes_per_value(group)
+        carrier = Node(group[0].op, (), spec)
+
+        def partials(block: Block, group: list[Node] = group) -> dict[str, Any]:
+            cache: dict[tuple[str, str], Any] = {}
+            return {
+                n.key: _compute(n, block, values, cache) for n in group if any(block.name in i.spec for i in n.inputs)
+            }
+
+        # Names are taken in sorted order and results in order of blocks: floating-point sums then never depend on
+        # the order of the file or on which thread finished first.
+        jobs = blocks(carrier, sorted(spec), whole=whole)
+        for block, partial in in_order(partials, jobs, threads=threads):
+            for key, value in partial.items():
+                slot = totals[key]
+                name = block.name if next(n for n in group if n.key == key).per == "tensor" else ""
+                slot[name] = slot[name] + value if name in slot else value
+            if progress:
+                progress((block.stop - block.start) * cost.get(block.name, 0))
+        for node in group:
+            finish = node.op.finish or (lambda total, **_: total)
+            params = {k: v for k, v in node.params.items() if not isinstance(v, Node)}
+            if node.per == "tensor":
+                values[node.key] = {
+                    name: finish(t, **_named(node, name, values)) for name, t in totals[node.key].items()
+                }
+            elif totals[node.key]:
+                values[node.key] = finish(totals[node.key][""], **_named(node, "", values))
+            else:  # no tensor at all
+                values[node.key] = finish(node.op.fn([np.zeros(0, np.float32)] * len(node.inputs), **params), **params)
+    return values
+
+
+def _named(node: Node, name: str, values: Values) -> dict[str, Any]:
+    return {k: _resolve(v, name, values) for k, v in node.params.items()}
+
+
+def bytes_per_value(roots: Iterable[Node]) -> dict[str, int]:
+    """For each name, the bytes that one value of it costs to read in one pass over the roots."""
+    cost: dict[str, int] = {}
+    for node in {r.key: r for root in roots for r in reads(root)}.values():
+        for name, spec in node.spec.items():
+            cost[name] = cost.get(name, 0) + DTYPES[spec.dtype].itemsize
+    return cost
+
+
+def in_order(
+    fn: Callable[[Block], Any], jobs: Iterable[Block], *, threads: int | None = None
+) -> Iterator[tuple[Block, Any]]:
+    """Run `fn` over the jobs on threads (NumPy and file calls release the interpreter lock); yield in the order of the jobs.
+
+    At most two jobs a thread are under way, so memory stays bounded.
+    """
+    threads = threads or default_threads()
+    if threads == 1:
+        for job in jobs:
+            yield job, fn(job)
+        return
+    waiting: deque[tuple[Block, Future[Any]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for job in jobs:
+            waiting.append((job, pool.submit(fn, job)))
+            if len(waiting) >= 2 * threads:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

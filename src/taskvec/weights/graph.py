@@ -1,0 +1,217 @@
+"""The expression graph: one operation type, one node type, one normal form. Nothing here reads a number.
+
+A vector is kept as ``sum_i c_i v_i`` with merged coefficients, a displaced point as ``origin + one vector``. So
+``a + b - c`` and ``a + (b - c)`` are the same graph, hence the same bits. ``finetuned - base`` is an atom: it is never
+multiplied out, because ``base + c (finetuned - base)`` and ``(1 - c) base + c finetuned`` round differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from .dtypes import TensorSpec
+from .source import Source
+
+
+@dataclass(frozen=True)
+class Op:
+    """A plain tensor function and what the executor must know about it.
+
+    Args:
+        name: how the operation is printed.
+        fn: ``(arrays, **params) -> array``; arrays are float32 (or float64), flat for "element", shaped for "tensor".
+            No input/output, no globals, inputs untouched. A summary's `fn` returns a partial value of one block.
+        gives: "point" or "vector" (an array of the same shape) or "summary" (a small value over all tensors).
+        works_on: "element" lets the executor cut big tensors into blocks; "tensor" needs them whole.
+        random: `fn` also receives ``at=(name, start)`` and must draw from a generator keyed by seed, name and position.
+        symmetric: the order of the inputs means nothing; the executor fixes one, so that permutations give equal bits.
+        finish: for a summary, ``(sum of the partials, **params) -> value``.
+        reference: the source of the formula.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    gives: Literal["point", "vector", "summary"] = "vector"
+    works_on: Literal["element", "tensor"] = "element"
+    random: bool = False
+    symmetric: bool = False
+    finish: Callable[..., Any] | None = None
+    reference: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation on its inputs. `params` hold numbers, texts or summary nodes; `spec` the tensors it has.
+
+    `expansion` stands for a named method: the node prints as the method, and is computed as the expansion.
+    """
+
+    op: Op
+    inputs: tuple[Node, ...]
+    spec: Mapping[str, TensorSpec]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    per: Literal["model", "tensor"] = "model"
+    source: Source | None = None
+    expansion: Node | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """Equal keys, equal values, within this process."""
+        return self._hash(lambda n: n.key, lambda s: f"memory {id(s)}")
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal digests, equal values, anywhere: built on the fingerprints of the weights. Reads samples of the files."""
+        return self._hash(lambda n: n.digest, lambda s: s.fingerprint)
+
+    def _hash(self, of_node: Callable[[Node], str], of_source: Callable[[Source], str]) -> str:
+        h = hashlib.blake2b(f"{self.op.name} {self.per}".encode(), digest_size=16)
+        if self.source is not None:
+            h.update(of_source(self.source).encode())
+        for node in self.inputs:
+            h.update(of_node(node).encode())
+        for name, value in sorted(self.params.items()):
+            h.update(f"{name}={of_node(value) if isinstance(value, Node) else value!r};".encode())
+        if self.op in (RESTRICT, COMBINE):
+            h.update(repr(sorted(self.spec)).encode())
+        return h.hexdigest()
+
+    def below(self) -> tuple[Node, ...]:
+        """The nodes this one is computed from, summaries among its parameters included."""
+        if self.expansion is not None:
+            return (self.expansion,)
+        return self.inputs + tuple(v for v in self.params.values() if isinstance(v, Node))
+
+
+def reads(node: Node) -> list[Node]:
+    """The files' nodes that one pass over this node reads; summaries are known by then and are not entered."""
+    found: dict[str, Node] = {}
+
+    def visit(n: Node) -> None:
+        if n.op is READ:
+            found[n.key] = n
+        below = (n.expansion,) if n.expansion is not None else n.inputs[:1] if n.op in (RESTRICT, RENAME) else n.inputs
+        for m in below:
+            visit(m)
+
+    visit(node)
+    return list(found.values())
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """Every node once, inputs before what is computed from them."""
+    seen: set[str] = set()
+
+    def visit(n: Node) -> Iterator[Node]:
+        if n.key in seen:
+            return
+        seen.add(n.key)
+        for m in n.below():
+            yield from visit(m)
+        yield n
+
+    yield from visit(node)
+
+
+def _difference(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] - arrays[1]
+
+
+def _combine(arrays: list[np.ndarray | None], *, coefficients: tuple[float, ...]) -> np.ndarray | None:
+    total: np.ndarray | None = None
+    for array, c in zip(arrays, coefficients, strict=True):
+        if array is None:
+            continue
+        term = array if c == 1.0 else array * c
+        if total is None:
+            total = term
+        elif total is arrays[0]:
+            total = total + term
+        else:
+            total += term
+    return total
+
+
+def _move(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    origin, delta = arrays
+    if origin is None or delta is None:
+        return origin
+    return origin + delta
+
+
+def _structural(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    return arrays[0]
+
+
+READ = Op("read", _structural, "point")  # a point, or a vector where the file's metadata says so
+RESTRICT = Op("restrict", _structural)  # the same values, fewer names
+RENAME = Op(
+    "shared", _structural
+)  # the same values under the names of inputs[1]; params["old"] maps those to inputs[0]'s
+DIFFERENCE = Op("difference", _difference, "vector")
+COMBINE = Op("combine", _combine, "vector")
+MOVE = Op("move", _move, "point")
+
+
+def read(source: Source) -> Node:
+    return Node(READ, (), dict(source.spec), source=source)
+
+
+def restrict(node: Node, names: set[str], text: str) -> Node:
+    return Node(RESTRICT, (node,), {n: s for n, s in node.spec.items() if n in names}, {"select": text})
+
+
+def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
+    """`old` maps each name, one of `like`'s, to the name it has in `node`; names not mentioned are dropped."""
+    return Node(RENAME, (node, like), {new: node.spec[name] for new, name in old.items()}, {"old": dict(old)})
+
+
+def difference(a: Node, b: Node) -> Node:
+    spec = {n: s for n, s in a.spec.items() if s.is_float and n in b.spec}
+    if a.key == b.key:
+        return combine([], spec)
+    return Node(DIFFERENCE, (a, b), spec)
+
+
+def terms(node: Node) -> list[tuple[Node, float]]:
+    """A vector as ``[(v_i, c_i), ...]``."""
+    if node.op is COMBINE:
+        return list(zip(node.inputs, node.params["coefficients"], strict=True))
+    return [(node, 1.0)]
+
+
+def combine(weighted: list[tuple[Node, float]], spec: Mapping[str, TensorSpec]) -> Node:
+    """The normal form of a sum: nested sums opened, equal vectors merged, zero coefficients dropped.
+
+    Dropping zeros is what makes ``base + 0 * tau`` give the base's own bytes.
+    """
+    merged: dict[str, tuple[Node, float]] = {}
+    for node, c in weighted:
+        for inner, d in terms(node):
+            _, before = merged.get(inner.key, (inner, 0.0))
+            merged[inner.key] = (inner, before + c * d)
+    kept = [(n, c) for n, c in merged.values() if c != 0.0]
+    if len(kept) == 1 and kept[0][1] == 1.0 and set(kept[0][0].spec) == set(spec):
+        return kept[0][0]
+    return Node(COMBINE, tuple(n for n, _ in kept), dict(spec), {"coefficients": tuple(c for _, c in kept)})
+
+
+def origin_and_delta(point: Node) -> tuple[Node, Node | None]:
+    """A point as ``origin + vector``; the vector is None for an undisplaced point."""
+    return (point.inputs[0], point.inputs[1]) if point.op is MOVE else (point, None)
+
+
+def move(point: Node, vector: Node) -> Node:
+    """``point + vector`` with all displacements of one origin gathered in one vector."""
+    origin, delta = origin_and_delta(point)
+    if delta is not None:
+        vector = combine([(delta, 1.0), (vector, 1.0)], {**delta.spec, **vector.spec})
+    if not terms(vector):
+        return origin
+    return Node(MOVE, (origin, vector), point.spec)

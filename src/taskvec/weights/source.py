@@ -1,0 +1,272 @@
+"""Sources: the only things that touch files or modules. ``spec`` from headers, ``read`` in ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import InputError, NotACheckpoint, UsageError, missing_extra, some
+from .dtypes import NAMES, TensorSpec
+from .safetensors import SafetensorsFile
+
+SAMPLE = 64  # values hashed at the beginning, middle and end of each tensor
+
+
+class Source(Protocol):
+    """Named tensors that can be read in ranges of flat values, in their stored format."""
+
+    label: str
+    files: tuple[Path, ...]
+    folder: Path | None
+    metadata: Mapping[str, str]
+
+    @property
+    def spec(self) -> Mapping[str, TensorSpec]: ...
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def fingerprint(source: Source) -> str:
+    """A hex digest of the weights: names, shapes, formats and three samples of 64 values of every tensor.
+
+    Independent of file format, sharding, order and paths; reads a few hundred bytes a tensor. It tells bases apart, it
+    is no proof against tampering (the sha256 of the files is recorded for that).
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(source.spec):
+        tensor = source.spec[name]
+        digest.update(f"{len(name)}:{name}:{tensor}".encode())
+        n = tensor.size
+        for begin in sorted({0, max(0, n // 2 - SAMPLE // 2), max(0, n - SAMPLE)}):
+            digest.update(source.read(name, begin, min(n, begin + SAMPLE)).tobytes())
+    return digest.hexdigest()
+
+
+class FileSource:
+    """One safetensors file, or the shards of a folder, as one table of tensors."""
+
+    def __init__(self, shards: list[SafetensorsFile], label: str, folder: Path | None = None):
+        self.label, self.folder = label, folder
+        self.files = tuple(s.path for s in shards)
+        self.metadata: Mapping[str, str] = shards[0].header.metadata if len(shards) == 1 else {}
+        self._where = {name: s for s in shards for name in s.header.spec}
+        self.spec = {name: s.header.spec[name] for s in shards for name in s.header.spec}
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._where[name].read(name, start, stop)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+
+class MemorySource:
+    """NumPy arrays or torch tensors by name; copied unless told otherwise, so that later training cannot change them."""
+
+    folder = None
+
+    def __init__(
+        self, weights: Mapping[str, Any], label: str, *, copy: bool = True, files: tuple[Path, ...] = (),
+        metadata: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        self.label, self.files, self.metadata = label, files, metadata or {}
+        self._flat: dict[str, np.ndarray] = {}
+        self.spec: dict[str, TensorSpec] = {}
+        for name, value in weights.items():
+            array = _as_numpy(value, name, label)
+            if array.dtype not in NAMES:
+                raise InputError(
+                    f"{label}: tensor {name!r} holds {array.dtype}, which no checkpoint format here stores."
+                )
+            self.spec[name] = TensorSpec(NAMES[array.dtype], array.shape)
+            flat = array.reshape(-1)
+            flat = flat.copy() if copy else flat.view()
+            flat.flags.writeable = False
+            self._flat[name] = flat
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._flat[name][start:stop]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+
+def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value)
+    if not hasattr(value, "detach"):
+        raise InputError(f"{label}: {name!r} is a {type(value).__name__}, expected a NumPy array or a torch tensor.")
+    import torch
+
+    tensor = value.detach().cpu().contiguous()
+    odd = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.int8, torch.float8_e5m2: torch.int8}
+    if tensor.dtype not in odd:
+        return tensor.numpy()
+    import ml_dtypes
+
+    target = {
+        torch.bfloat16: ml_dtypes.bfloat16,
+        torch.float8_e4m3fn: ml_dtypes.float8_e4m3fn,
+        torch.float8_e5m2: ml_dtypes.float8_e5m2,
+    }[tensor.dtype]
+    return tensor.view(odd[tensor.dtype]).numpy().view(target)
+
+
+def open_source(path: str | Path, label: str | None = None) -> Source:
+    """Open a safetensors file, a folder (one file or shards with an index), or a ``.pt``/``.bin``; headers only.
+
+    Raises:
+        InputError: the path does not exist or holds no weights.
+        NotACheckpoint: the file is damaged, unsafe or something else.
+    """
+    path = Path(path)
+    label = label or path.stem or str(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist{_near(path)}.")
+    if path.is_dir():
+        return _open_folder(path, label)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        return _open_pickles([path], label)
+    return FileSource([SafetensorsFile(path, str(path))], label)
+
+
+def _near(path: Path) -> str:
+    import difflib
+
+    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"; did you mean {path.parent / match[0]}?" if match else ""
+
+
+def _open_folder(folder: Path, label: str) -> Source:
+    for suffix, single in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin")):
+        indexes = sorted(folder.glob(f"*{suffix}.index.json"))
+        files = sorted(folder.glob(f"*{suffix}"))
+        if suffix == ".bin":  # trainer state is pickled beside the weights under other names
+            files = [f for f in files if f.name.startswith(("pytorch_model", "model"))]
+        if len(indexes) > 1:
+            raise NotACheckpoint(
+                f"{folder} has {len(indexes)} indexes ({some(i.name for i in indexes)}), expected one."
+            )
+        if indexes:
+            chosen = _indexed(folder, indexes[0])
+            if (folder / single).exists() and folder / single not in chosen:
+                raise NotACheckpoint(
+                    f"{folder} holds both {single} and {indexes[0].name}, and which one is meant is unclear. "
+                    "Remove the stale one, or name the file itself."
+                )
+        elif (folder / single).exists():
+            chosen = {folder / single: None}
+        elif len(files) == 1:
+            chosen = {files[0]: None}
+        elif files:
+            raise NotACheckpoint(
+                f"{folder} has {len(files)} *{suffix} files and no index ({some(f.name for f in files)}). Name the one that is meant."
+            )
+        else:
+            continue
+        if suffix == ".bin":
+            return _open_pickles(list(chosen), label, folder)
+        shards = [SafetensorsFile(f, str(f)) for f in chosen]
+        for shard, promised in zip(shards, chosen.values(), strict=True):
+            _check_index(folder, shard, promised)
+        return FileSource(shards, label, folder)
+    raise NotACheckpoint(
+        f"{folder} holds no weights: expected model.safetensors, an index with shards, or pytorch_model.bin."
+    )
+
+
+def _indexed(folder: Path, index: Path) -> dict[Path, set[str] | None]:
+    """Shard -> names the index promises in it. A shard must lie in the folder itself."""
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))
+        weight_map = table["weight_map"]
+        entries = list(weight_map.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NotACheckpoint(f"{index} is not an index of shards ({type(error).__name__}).") from None
+    shards: dict[Path, set[str] | None] = {}
+    for name, file in entries:
+        if not isinstance(file, str) or not file or any(c in file for c in "/\\\0") or file in (".", ".."):
+            raise NotACheckpoint(
+                f"{index}: tensor {name!r} points to {file!r}; a shard must be a plain file name in that folder."
+            )
+        path = folder / file
+        if not path.exists():
+            raise NotACheckpoint(f"{folder}: the shard {file!r} named by {index.name} is missing.")
+        if not _inside(path, folder):
+            raise NotACheckpoint(f"{folder}: the shard {file!r} is a link that leaves the folder.")
+        names = shards.setdefault(path, set())
+        assert names is not None
+        names.add(name)
+    return dict(sorted(shards.items()))
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    real = path.resolve()
+    if real.parent == folder.resolve():
+        return True
+    # The Hugging Face cache keeps snapshots/<commit>/file -> ../../blobs/<hash>.
+    cache = folder.absolute().parent
+    return cache.name == "snapshots" and real.parent == (cache.parent / "blobs").resolve()
+
+
+def _check_index(folder: Path, shard: SafetensorsFile, promised: set[str] | None) -> None:
+    if promised is None:
+        return
+    held = set(shard.header.spec)
+    if held != promised:
+        raise NotACheckpoint(
+            f"{folder}: the index and the shard {shard.path.name} disagree: "
+            f"{len(promised - held)} names only in the index ({some(sorted(promised - held))}), "
+            f"{len(held - promised)} only in the shard ({some(sorted(held - promised))})."
+        )
+
+
+def _open_pickles(paths: list[Path], label: str, folder: Path | None = None) -> Source:
+    weights: dict[str, Any] = {}
+    for path in paths:
+        weights.update(_load_pickle(path))
+    source = MemorySource(weights, label, copy=False, files=tuple(paths))
+    source.folder = folder  # type: ignore[assignment]
+    return source
+
+
+def _load_pickle(path: Path) -> Mapping[str, Any]:
+    """A state dict from a PyTorch pickle through the weights-only unpickler; never a second, laxer try."""
+    try:
+        import torch
+    except ImportError:
+        raise missing_extra("torch", "train", f"reading the PyTorch pickle {path}") from None
+    version = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 10):
+        raise UsageError(
+            f"{path}: reading pickles with torch {torch.__version__} is unsafe (CVE-2025-32434, CVE-2026-24747). "
+            "Install torch >= 2.10, or convert the file to safetensors."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler raises many kinds; all mean the same to a user
+        raise NotACheckpoint(
+            f"{path} is not a PyTorch checkpoint of plain weights ({type(error).__name__}). "
+            "It is damaged, or it holds objects other than tensors, which are never executed here."
+        ) from None
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise NotACheckpoint(f"{path} does not hold a table of tensors (a state dict).")
+    return loaded
