@@ -3,9 +3,23 @@
 Knows nothing of modules, tasks or training, and imports no torch (a `.pt` file or a torch tensor brings its own).
 """
 
-from .algebra import Checkpoint, TaskVector, lift, named
+from .algebra import Checkpoint, TaskVector, lift, named, open_weights
+from .compare import Comparison, compare, kinship_notes, relative_distance
 from .dtypes import TensorSpec
 from .graph import Op
 from .text import Explanation, explain
 
-__all__ = ["Checkpoint", "Explanation", "Op", "TaskVector", "TensorSpec", "explain", "lift", "named"]
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "Explanation",
+    "Op",
+    "TaskVector",
+    "TensorSpec",
+    "compare",
+    "explain",
+    "lift",
+    "named",
+    "open_weights",
+    "relative_distance",
+]

@@ -20,9 +20,10 @@ import numpy as np
 from ..errors import BaseMismatch, KeyMismatch, NotLinear, UsageError, some
 from ..select import Select, as_select
 from . import graph
-from .dtypes import DTYPES, TensorSpec, narrow
+from .dtypes import TensorSpec, narrow
 from .execute import Block, evaluate, summarise
 from .graph import Node, Op
+from .names import NameMatch, floats, match_names, raise_mismatch, same_names
 from .source import MemorySource, Source, open_source
 from .summaries import DOT, NORM
 
@@ -63,66 +64,6 @@ def _root(node: Node) -> Node:
 def lineage(node: Node) -> str:
     """The fingerprint of the checkpoint a point goes back to."""
     return _root(node).digest
-
-
-@dataclass(frozen=True)
-class NameMatch:
-    """Which tensors of two checkpoints correspond: `old` maps the base's names to the other's names."""
-
-    old: Mapping[str, str]
-    prefix: str
-    only_here: tuple[str, ...]
-    only_base: tuple[str, ...]
-    other_shape: tuple[str, ...]
-    here: str
-    base: str
-
-    def __str__(self) -> str:
-        lines = [
-            f"{len(self.old)} tensors of {self.here} match {self.base}" + (f" ({self.prefix})" if self.prefix else "")
-        ]
-        for what, names in (
-            (f"only in {self.here}", self.only_here),
-            (f"only in {self.base}", self.only_base),
-            ("in both with another shape", self.other_shape),
-        ):
-            if names:
-                lines.append(f"  left out, {what}: {len(names)} ({some(names, 6)})")
-        return "\n".join(lines)
-
-
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """Leading components that most names share: candidates for a wrapper's prefix such as ``bert.``."""
-    names = list(names)
-    counts: dict[str, int] = {}
-    for name in names:
-        parts = name.split(".")
-        for i in range(1, min(len(parts), 4)):
-            prefix = ".".join(parts[:i]) + "."
-            counts[prefix] = counts.get(prefix, 0) + 1
-    return ["", *(p for p, c in counts.items() if c >= len(names) / 2)]
-
-
-def match_names(
-    here: Mapping[str, TensorSpec], base: Mapping[str, TensorSpec], here_label: str, base_label: str
-) -> NameMatch:
-    """Match two tables of names, allowing that one side carries a prefix which the other lacks."""
-    best: tuple[int, dict[str, str], str] = (-1, {}, "")
-    for mine in _prefixes(here):
-        for theirs in _prefixes(base):
-            bare = {n[len(mine) :]: n for n in here if n.startswith(mine)}
-            old = {n: bare[n[len(theirs) :]] for n in base if n.startswith(theirs) and n[len(theirs) :] in bare}
-            said = " and ".join(f"without {p!r} in {w}" for p, w in ((mine, here_label), (theirs, base_label)) if p)
-            if len(old) > best[0]:
-                best = (len(old), old, said)
-    _, old, said = best
-    wrong = tuple(n for n, m in old.items() if base[n].shape != here[m].shape)
-    old = {n: m for n, m in old.items() if n not in wrong}
-    taken = set(old.values()) | {best[1][n] for n in wrong}
-    return NameMatch(
-        old, said, tuple(n for n in here if n not in taken), tuple(n for n in base if n not in old and n not in wrong),
-        wrong, here_label, base_label,
-    )  # fmt: skip
 
 
 class _Tensors:
@@ -206,11 +147,11 @@ class Checkpoint(_Tensors):
         mine, theirs = graph.origin_and_delta(self.node), graph.origin_and_delta(other.node)
         lineage_ = Base(other.label, node=other.node)
         if mine[0].key == theirs[0].key:  # one origin: the displacement needs no rounding through the point
-            spec = _floats(self.spec)
+            spec = floats(self.spec)
             parts = [(v, c) for v, c in ((mine[1], 1.0), (theirs[1], -1.0)) if v is not None]
             return TaskVector(graph.combine(parts, spec), lineage_, f"{self.label} - {other.label}", self.partial)
         partial = self.partial or other.partial
-        _same_names(_floats(self.spec), _floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
+        same_names(floats(self.spec), floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
         return TaskVector(graph.difference(self.node, other.node), lineage_, f"{self.label} - {other.label}", partial)
 
     def __add__(self, other: TaskVector) -> Checkpoint:
@@ -227,7 +168,7 @@ class Checkpoint(_Tensors):
                 f"(fingerprint {other.base.fingerprint}), and {self.label} goes back to {lineage(self.node)}. "
                 "If the two bases are meant to be interchangeable, say so with vector.rebase(base)."
             )
-        _same_names(other.spec, _floats(self.spec), other.label, self.label, "apply", subset=other.partial)
+        same_names(other.spec, floats(self.spec), other.label, self.label, "apply", subset=other.partial)
         return Checkpoint(graph.move(self.node, other.node), self.label, self.partial)
 
     def __mul__(self, other: object) -> Any:
@@ -248,7 +189,7 @@ class Checkpoint(_Tensors):
 
     def match(self, base: Checkpoint) -> NameMatch:
         """Which tensors correspond to the base's, allowing for a prefix that one side lacks; prints as a short account."""
-        return match_names(_floats(self.spec), _floats(base.spec), self.label, base.label)
+        return match_names(floats(self.spec), floats(base.spec), self.label, base.label)
 
     def shared(self, base: Checkpoint) -> Checkpoint:
         """Only the tensors that match the base's, under the base's names.
@@ -389,7 +330,7 @@ class TaskVector(_Tensors):
 
     def shared(self, base: Checkpoint) -> TaskVector:
         """The vector under the names of another checkpoint of the same shape and lineage (see `Checkpoint.shared`)."""
-        found = match_names(self.spec, _floats(base.spec), self.label, base.label)
+        found = match_names(self.spec, floats(base.spec), self.label, base.label)
         if not found.old:
             raise KeyMismatch(f"the vector {self.label} and {base.label} share no tensor of equal name and shape.")
         return TaskVector(graph.rename(self.node, found.old, base.node), self.base, self.label, True)
@@ -444,6 +385,12 @@ class Summary:
 
     def value(self) -> Any:
         return summarise(self.node)[self.node.key]
+
+
+def open_weights(path: str | Path, *, label: str | None = None) -> Checkpoint | TaskVector:
+    """A checkpoint or a task vector, whichever the file's metadata says; reads headers only."""
+    source = open_source(path, label)
+    return (TaskVector if source.metadata.get(VECTOR_KIND) == "vector" else Checkpoint).read(path, label=label)
 
 
 def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor"] = "model", **params: Any) -> Any:
@@ -507,10 +454,6 @@ def _measure(op: Op, vectors: list[TaskVector]) -> float:
     return lift(op, vectors).value()
 
 
-def _floats(spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    return {n: s for n, s in spec.items() if s.is_float}
-
-
 def _chosen(of: _Tensors, what: Select | str | Iterable[str]) -> tuple[set[str], str]:
     select = as_select(what)
     chosen = {n for n in of.names if select(n)}
@@ -530,11 +473,11 @@ def _meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]
             continue
         reference = whole or first
         if whole is not None:
-            _same_names(v.spec, whole.spec, v.label, whole.label, "combine", subset=v.partial)
+            same_names(v.spec, whole.spec, v.label, whole.label, "combine", subset=v.partial)
         else:
             clash = [n for n in v.spec if n in spec and spec[n].shape != v.spec[n].shape]
             if clash:
-                _raise_mismatch([], [], clash, v.spec, spec, v.label, reference.label, "combine")
+                raise_mismatch([], [], clash, v.spec, spec, v.label, reference.label, "combine")
             spec.update({n: s for n, s in v.spec.items() if n not in spec})
         if v.base.same(base) is False:
             raise BaseMismatch(
@@ -545,42 +488,3 @@ def _meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]
         if not base.known and v.base.known:
             base = v.base
     return spec, base, whole is None
-
-
-def _same_names(
-    here: Mapping[str, TensorSpec], there: Mapping[str, TensorSpec], a: str, b: str, verb: str, *, subset: bool
-) -> None:
-    """Raise unless names and shapes agree; with `subset`, `here` may have fewer names."""
-    extra = [n for n in here if n not in there]
-    absent = [] if subset else [n for n in there if n not in here]
-    shapes = [n for n in here if n in there and here[n].shape != there[n].shape]
-    if extra or absent or shapes:
-        _raise_mismatch(extra, absent, shapes, here, there, a, b, verb)
-
-
-def _raise_mismatch(
-    extra: list[str], absent: list[str], shapes: list[str], here: Mapping[str, TensorSpec],
-    there: Mapping[str, TensorSpec], a: str, b: str, verb: str,
-) -> None:  # fmt: skip
-    joined = {"subtract": f"subtract {b} from {a}", "apply": f"apply {a} to {b}", "combine": f"combine {a} and {b}"}[
-        verb
-    ]
-    parts = []
-    if extra:
-        parts.append(f"{len(extra)} names only in {a} ({some(extra)})")
-    if absent:
-        parts.append(f"{len(absent)} only in {b} ({some(absent)})")
-    if shapes:
-        n = shapes[0]
-        parts.append(f"{len(shapes)} differ in shape ({n!r} is {here[n]} and {there[n]})")
-    remedy = (
-        f"To edit only what both have, use {a}.shared({b}) (on the command line: --shared)."
-        if verb == "subtract"
-        else f"To edit only what both have, use {a}.shared({b}) or {a}.restrict(...)."
-    )
-    raise KeyMismatch(f"cannot {joined}: {', '.join(parts)}. {remedy}")
-
-
-def stored_bytes(spec: Mapping[str, TensorSpec], dtype: str | None = None) -> int:
-    """Size on disk of these tensors, floating-point ones in `dtype` if given."""
-    return sum(s.size * DTYPES[dtype if dtype and s.is_float else s.dtype].itemsize for s in spec.values())

@@ -143,11 +143,15 @@ def levels(*roots: Node) -> list[list[Node]]:
     return [groups[d] for d in sorted(groups)]
 
 
-def summarise(*roots: Node, threads: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Run all passes the roots need; returns summary key -> value."""
+def summarise(
+    *roots: Node, threads: int | None = None, progress: Progress | None = None, finished: bool = True
+) -> dict[str, Any]:
+    """Run all passes the roots need; returns summary key -> value (for the roots, the bare sum if not `finished`)."""
     values: dict[str, Any] = {}
+    bare = set() if finished else {r.key for r in roots}
     for group in levels(*roots):
         totals: dict[str, dict[str, Any]] = {n.key: {} for n in group}
+        by_key = {n.key: n for n in group}
         whole = any(whole_tensors(n) for n in group)
         spec = {name: s for node in group for i in node.inputs for name, s in i.spec.items()}
         cost = bytes_per_value(group)
@@ -165,13 +169,12 @@ def summarise(*roots: Node, threads: int | None = None, progress: Progress | Non
         for block, partial in in_order(partials, jobs, threads=threads):
             for key, value in partial.items():
                 slot = totals[key]
-                name = block.name if next(n for n in group if n.key == key).per == "tensor" else ""
+                name = block.name if by_key[key].per == "tensor" else ""
                 slot[name] = slot[name] + value if name in slot else value
             if progress:
                 progress((block.stop - block.start) * cost.get(block.name, 0))
         for node in group:
-            finish = node.op.finish or (lambda total, **_: total)
-            params = {k: v for k, v in node.params.items() if not isinstance(v, Node)}
+            finish = (node.key not in bare and node.op.finish) or (lambda total, **_: total)
             if node.per == "tensor":
                 values[node.key] = {
                     name: finish(t, **_named(node, name, values)) for name, t in totals[node.key].items()
@@ -179,6 +182,7 @@ def summarise(*roots: Node, threads: int | None = None, progress: Progress | Non
             elif totals[node.key]:
                 values[node.key] = finish(totals[node.key][""], **_named(node, "", values))
             else:  # no tensor at all
+                params = _named(node, "", values)
                 values[node.key] = finish(node.op.fn([np.zeros(0, np.float32)] * len(node.inputs), **params), **params)
     return values
 

@@ -133,7 +133,7 @@ class SafetensorsFile:
         at, done = self.header.offset[name] + start * itemsize, 0
         while done < want:
             try:
-                got = os.preadv(self._fd, [out[done : min(want, done + MAX_READ)]], at + done)
+                got = os.preadv(self._fd, [out.data[done : min(want, done + MAX_READ)]], at + done)
             except OSError as error:
                 raise InputError(f"cannot read {name!r} from {self.label}: {error.strerror}.") from error
             if got == 0:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,21 +19,25 @@ from .safetensors import SafetensorsFile
 SAMPLE = 64  # values hashed at the beginning, middle and end of each tensor
 
 
-class Source(Protocol):
-    """Named tensors that can be read in ranges of flat values, in their stored format."""
+class Source:
+    """Named tensors that can be read in ranges of flat values, in their stored format.
+
+    A new file format is a subclass that sets these attributes and defines `read`.
+    """
 
     label: str
-    files: tuple[Path, ...]
-    folder: Path | None
-    metadata: Mapping[str, str]
+    spec: Mapping[str, TensorSpec]
+    files: tuple[Path, ...] = ()
+    folder: Path | None = None
+    metadata: Mapping[str, str] = {}
 
-    @property
-    def spec(self) -> Mapping[str, TensorSpec]: ...
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Values `start` to `stop` of a tensor, flat, in the stored format; the caller does not change them."""
+        raise NotImplementedError
 
-    def read(self, name: str, start: int, stop: int) -> np.ndarray: ...
-
-    @property
-    def fingerprint(self) -> str: ...
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self)
 
 
 def fingerprint(source: Source) -> str:
@@ -52,54 +56,44 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-class FileSource:
+class FileSource(Source):
     """One safetensors file, or the shards of a folder, as one table of tensors."""
 
     def __init__(self, shards: list[SafetensorsFile], label: str, folder: Path | None = None):
         self.label, self.folder = label, folder
         self.files = tuple(s.path for s in shards)
-        self.metadata: Mapping[str, str] = shards[0].header.metadata if len(shards) == 1 else {}
+        self.metadata = shards[0].header.metadata if len(shards) == 1 else {}
         self._where = {name: s for s in shards for name in s.header.spec}
         self.spec = {name: s.header.spec[name] for s in shards for name in s.header.spec}
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._where[name].read(name, start, stop)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self)
 
-
-class MemorySource:
+class MemorySource(Source):
     """NumPy arrays or torch tensors by name; copied unless told otherwise, so that later training cannot change them."""
-
-    folder = None
 
     def __init__(
         self, weights: Mapping[str, Any], label: str, *, copy: bool = True, files: tuple[Path, ...] = (),
-        metadata: Mapping[str, str] | None = None,
     ):  # fmt: skip
-        self.label, self.files, self.metadata = label, files, metadata or {}
+        self.label, self.files = label, files
         self._flat: dict[str, np.ndarray] = {}
-        self.spec: dict[str, TensorSpec] = {}
+        spec: dict[str, TensorSpec] = {}
         for name, value in weights.items():
             array = _as_numpy(value, name, label)
             if array.dtype not in NAMES:
                 raise InputError(
                     f"{label}: tensor {name!r} holds {array.dtype}, which no checkpoint format here stores."
                 )
-            self.spec[name] = TensorSpec(NAMES[array.dtype], array.shape)
+            spec[name] = TensorSpec(NAMES[array.dtype], array.shape)
             flat = array.reshape(-1)
             flat = flat.copy() if copy else flat.view()
             flat.flags.writeable = False
             self._flat[name] = flat
+        self.spec = spec
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._flat[name][start:stop]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return fingerprint(self)
 
 
 def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
@@ -238,7 +232,7 @@ def _open_pickles(paths: list[Path], label: str, folder: Path | None = None) -> 
     for path in paths:
         weights.update(_load_pickle(path))
     source = MemorySource(weights, label, copy=False, files=tuple(paths))
-    source.folder = folder  # type: ignore[assignment]
+    source.folder = folder
     return source
 
 

@@ -12,6 +12,7 @@ from . import graph
 from .dtypes import DTYPES
 from .execute import BLOCK, default_threads, levels, whole_tensors
 from .graph import Node, reads, walk
+from .names import stored_bytes
 
 if TYPE_CHECKING:
     from .algebra import Checkpoint, TaskVector
@@ -145,7 +146,7 @@ def size_text(n: int) -> str:
 
 def explain(value: Checkpoint | TaskVector) -> Explanation:
     """Describe the work behind a checkpoint or task vector; reads headers only."""
-    from .algebra import Checkpoint, stored_bytes, untouched
+    from .algebra import Checkpoint, untouched
 
     node = value.node
     point = isinstance(value, Checkpoint)

@@ -28,12 +28,12 @@ from .algebra import (
     VECTOR_KIND,
     Checkpoint,
     TaskVector,
-    stored_bytes,
     untouched,
 )
 from .dtypes import TensorSpec, all_finite, narrow, parse_dtype, widen
 from .execute import Block, blocks, bytes_per_value, evaluate, in_order, summarise, whole_tensors
 from .graph import Node
+from .names import stored_bytes
 from .safetensors import layout
 from .source import Source
 from .text import expression, size_text, source_names

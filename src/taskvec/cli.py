@@ -1,0 +1,443 @@
+"""The command line: each command is one public function and a way to show what it returns.
+
+Results go to stdout (with ``--json`` as one document), progress and notes to stderr. Exit codes: 0 done, 1 a bug of
+ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+from .errors import NotLinear, TaskvecError, UnknownName, UsageError, nearest
+
+
+class _Group(click.Group):
+    """Suggests the nearest command, and lists commands in the order of a first session."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            hint = nearest(args[0], self.commands)
+            raise UnknownName(f"unknown command {args[0]!r}; commands are {', '.join(self.commands)}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="taskvec")
+def cli() -> None:
+    """Edit trained models by arithmetic on their weights.
+
+    \b
+      tau = finetuned - base          a task vector
+      base - 0.6 * toxic              forget
+      base + 0.4 * (cars + digits)    learn several
+      base + c + (b - a)              analogy
+
+    Start with `taskvec demo`: the whole loop on a real model and real data, in a minute or two.
+    """
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete.")
+_let = click.option(
+    "--let",
+    "lets",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Name a checkpoint or task vector for the expression; repeat.",
+)
+_shared = click.option(
+    "--shared", is_flag=True, help="Use only the tensors both have, allowing for a prefix that one side lacks."
+)
+
+
+@cli.command()
+@click.option(
+    "--out", "-o", type=click.Path(path_type=Path), default=None, help="Folder for models, vectors and report."
+)
+@click.option(
+    "--text", is_flag=True, help="Sentences and the pre-trained MiniLM instead of digits and a small transformer."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="With --text: folder of the sentence files.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace the output of an earlier demo.")
+def demo(out: Path | None, text: bool, data: Path | None, seed: int, overwrite: bool) -> None:
+    """Train, subtract, edit, measure, report: the whole loop, with no download."""
+    from .demo import run
+
+    run(
+        out or Path("taskvec-demo-text" if text else "taskvec-demo"),
+        seed=seed,
+        text=text,
+        data=data,
+        overwrite=overwrite,
+    )
+
+
+@cli.command()
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("finetuned", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
+@_shared
+@_overwrite
+@_json
+def diff(base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, as_json: bool) -> None:
+    """Write the task vector FINETUNED - BASE.
+
+    \b
+    taskvec diff clip-b32/ ft/cars/ -o cars.safetensors
+    """
+    from .weights import Checkpoint, kinship_notes
+    from .weights.names import floats
+
+    start = Checkpoint.read(base)
+    tuned = Checkpoint.read(finetuned, label=_distinct(finetuned.stem or str(finetuned), start.label))
+    match = tuned.match(start)
+    if shared:
+        if not as_json:
+            _note(str(match))
+        tuned = tuned.shared(start)
+    vector = tuned - start
+    notes = kinship_notes(vector.node)
+    for text in notes:
+        _note(text)
+    with _progress(vector) as step:
+        vector.save(out, overwrite=overwrite, progress=step)
+    saved = _measured(out)
+    saved |= {"base": base.name, "finetuned": finetuned.name, "notes": list(notes)}
+    saved["left_out"] = sorted(set(floats(start.spec)) - set(vector.names)) if shared else []
+    if as_json:
+        _print_json("diff", saved)
+    else:
+        print(f"{out}: {saved['tensors']} tensors, {saved['values']:,} values, norm {saved['norm']:.4g}")
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    """Facts of a written vector, read back from the file."""
+    from .weights import TaskVector
+
+    vector = TaskVector.read(path)
+    values = sum(s.size for s in vector.spec.values())
+    return {"output": str(path), "tensors": len(vector.names), "values": values, "norm": vector.norm()}
+
+
+@cli.command()
+@click.argument("edit", metavar="EXPRESSION|RECIPE.yaml")
+@_let
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="A folder, or a *.safetensors file.")
+@click.option("--dtype", help="Number format of the output, for example bfloat16; else each tensor keeps its own.")
+@click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, like `taskvec explain`, and do nothing.")
+@_overwrite
+@_json
+def edit(
+    edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
+    overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compute an edited checkpoint (or task vector) and write it.
+
+    \b
+    taskvec edit 'base + 0.4 * (cars + dtd)' --let base=clip-b32/ \\
+        --let cars=cars.safetensors --let dtd=dtd.safetensors -o out/
+    """
+    from .weights import Checkpoint, kinship_notes
+    from .weights.dtypes import parse_dtype
+
+    recipe, value = _value(edit, lets)
+    if dry_run:
+        return _show_explanation(value, as_json)
+    if out is None:
+        raise UsageError("name the output with -o, for example -o out/ (or use --dry-run).")
+    dtype = dtype or recipe.dtype
+    if dtype:
+        parse_dtype(dtype)
+    notes = kinship_notes(value.node)
+    for text in notes:
+        _note(text)
+    with _progress(value) as step:
+        if isinstance(value, Checkpoint):
+            size = _bytes(shard_size) if shard_size else None
+            value.save(out, dtype=dtype, overwrite=overwrite, shard_size=size, progress=step)
+        else:
+            value.save(out, overwrite=overwrite, progress=step)
+    facts = value.explain()
+    if as_json:
+        _print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
+    else:
+        print(f"{out}: {facts.expression} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)")
+    return None
+
+
+@cli.command()
+@click.argument("edit", metavar="EXPRESSION|RECIPE.yaml|PATH")
+@_let
+@_json
+def explain(edit: str, lets: tuple[str, ...], as_json: bool) -> None:
+    """Say what an edit would do, from headers only: inputs, passes, bytes, memory.
+
+    \b
+    taskvec explain 'base + 0.7 * ties([cars, dtd])' --let base=clip-b32/ ...
+    taskvec explain cars.safetensors
+    """
+    from .weights import open_weights
+
+    path = Path(edit)
+    is_weights = not lets and path.suffix not in (".yaml", ".yml") and (path.exists() or path.suffix == ".safetensors")
+    _show_explanation(open_weights(path) if is_weights else _value(edit, lets)[1], as_json)
+
+
+def _show_explanation(value: Any, as_json: bool) -> None:
+    facts = value.explain()
+    if as_json:
+        _print_json("explain", facts.as_dict())
+    else:
+        print(facts)
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="The common base, when PATHS are fine-tuned checkpoints.")
+@click.option("--by", type=click.Choice(["model", "layer", "tensor"]), default="model", show_default=True)
+@_shared
+@_json
+def compare(paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, as_json: bool) -> None:
+    """Norms, cosines, sign agreement and share of changed entries of task vectors, in one pass.
+
+    \b
+    taskvec compare cars.safetensors dtd.safetensors --by layer
+    taskvec compare ft/cars/ ft/dtd/ --base clip-b32/
+    taskvec compare clip-b32/ ft/cars/            (the first is taken as the base)
+    """
+    from .weights import Checkpoint, TaskVector, kinship_notes, open_weights
+    from .weights import compare as compare_vectors
+
+    opened: list[Any] = []
+    for path in paths:
+        label = path.stem or str(path)
+        opened.append(open_weights(path, label=_distinct(label, *(o.label for o in opened))))
+    start = Checkpoint.read(base) if base else None
+    if start is None and isinstance(opened[0], Checkpoint):
+        start, opened = opened[0], opened[1:]
+        if not opened:
+            raise UsageError("compare needs a second file: a fine-tuned checkpoint, or task vectors.")
+    vectors: list[TaskVector] = []
+    notes: list[str] = []
+    for value in opened:
+        if isinstance(value, TaskVector):
+            vectors.append(value)
+            continue
+        if start is None:
+            raise NotLinear(f"{value.label} is a checkpoint among task vectors; name their common base with --base.")
+        if shared:
+            notes.append(str(value.match(start)))
+            value = value.shared(start)
+        vectors.append(value - start)
+    for vector in vectors:
+        notes.extend(kinship_notes(vector.node))
+    for text in notes:
+        _note(text)
+    with _progress(*vectors) as step:
+        found = compare_vectors(vectors, base=start, by=by, progress=step)
+    if as_json:
+        _print_json("compare", found.as_dict() | {"notes": notes})
+    else:
+        _show_comparison(found)
+
+
+def _show_comparison(found: Any) -> None:
+    model = found.groups[0]
+    width = max(len(n) for n in (*found.names, "vector"))
+    print(f"{'vector':<{width}}  {'norm':>10}" + (f"  {'of base':>8}" if model.base_norm else "") + f"  {'changed':>8}")
+    for i, name in enumerate(found.names):
+        relative = f"  {model.norms[i] / model.base_norm:>8.3f}" if model.base_norm else ""
+        print(f"{name:<{width}}  {model.norms[i]:>10.4g}{relative}  {100 * model.changed[i]:>7.1f}%")
+    if model.base_norm:
+        print(f"{'base':<{width}}  {model.base_norm:>10.4g}")
+    if len(found.names) > 1:
+        print("\ncosine")
+        for i, name in enumerate(found.names):
+            print(f"{name:<{width}}  " + "  ".join(f"{c:>7.3f}" for c in model.cosine[i]))
+        print(
+            f"\nsign agreement of {found.names[0]} and {found.names[1]}: {100 * model.sign_agreement:.1f}% of entries non-zero in both"
+        )
+    if len(found.groups) > 1:
+        columns = [f"norm {n}" for n in found.names] + (["cosine"] if len(found.names) > 1 else [])
+        label = max(len(g.name) for g in found.groups[1:])
+        print(f"\n{'':<{label}}  {'values':>12}  " + "  ".join(f"{c:>12}" for c in columns))
+        for g in found.groups[1:]:
+            figures = [f"{n:>{max(12, len(c))}.4g}" for n, c in zip(g.norms, columns, strict=False)]
+            figures += [f"{g.cosine[0][1]:>12.3f}"] if len(found.names) > 1 else []
+            print(f"{g.name:<{label}}  {g.values:>12,}  " + "  ".join(figures))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@_json
+def methods(name: str | None, as_json: bool) -> None:
+    """List the merging methods, or show one: equation, hyper-parameters, source, example."""
+    import inspect
+
+    from .methods import METHODS
+
+    if name is not None and name not in METHODS:
+        raise UnknownName(f"unknown method {name!r}; known are {', '.join(METHODS)}.{nearest(name, METHODS)}")
+    table = {n: inspect.getdoc(m.fn) or "" for n, m in METHODS.items() if name in (None, n)}
+    signatures = {n: str(inspect.signature(METHODS[n].fn, eval_str=False)).split(" -> ")[0] for n in table}
+    if as_json:
+        _print_json("methods", {n: {"signature": signatures[n], "doc": d} for n, d in table.items()})
+    elif name is not None:
+        print(f"{name}{signatures[name]}\n\n{table[name]}")
+    else:
+        for n, doc in table.items():
+            print(f"{n:<10} {doc.splitlines()[0]}")
+
+
+@cli.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option("--title", help="Heading of the page.")
+@_json
+def report(results: Path, out: Path, title: str | None, as_json: bool) -> None:
+    """Render a folder of results (*.json) as one self-contained page."""
+    from .report import write
+    from .results import read_results
+
+    found = read_results(results)
+    write(found, out, title=title)
+    if as_json:
+        _print_json("report", {"output": str(out), "results": [r.title for r in found]})
+    else:
+        print(f"{out}: {len(found)} results")
+
+
+def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
+    """The recipe and its lazy value, from an expression or a YAML file."""
+    from .recipe import Recipe, check_name, load
+
+    read: dict[str, Path] = {}
+    for let in lets:
+        name, sign, path = let.partition("=")
+        if not sign or not path:
+            raise UsageError(f"--let takes NAME=PATH, got {let!r}.")
+        if check_name(name) in read:
+            raise UsageError(f"--let names {name!r} twice.")
+        read[name] = Path(path)
+    if edit.endswith((".yaml", ".yml")):
+        recipe = load(edit)
+        unknown = set(read) - set(recipe.read)
+        if unknown:
+            raise UnknownName(
+                f"--let {sorted(unknown)[0]}: {edit} has no input of that name; it has {', '.join(recipe.read)}."
+            )
+        recipe = Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256)
+    else:
+        recipe = Recipe(edit, read)
+    return recipe, recipe.build()
+
+
+def _bytes(text: str) -> int:
+    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    digits = text.strip().lower().rstrip("kmgib ")
+    unit = text.strip().lower()[len(digits) :].strip()
+    try:
+        if unit not in units:
+            raise ValueError
+        return int(float(digits) * units[unit])
+    except ValueError:
+        raise UsageError(f"{text!r} is not a size; write 5GB, 500MB or 2GiB.") from None
+
+
+def _distinct(label: str, *taken: str) -> str:
+    unique, i = label, 2
+    while unique in taken:
+        unique, i = f"{label}_{i}", i + 1
+    return unique
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _print_json(command: str, document: dict[str, Any]) -> None:
+    print(json.dumps({"schema_version": 1, "command": command, **document}, indent=1, default=str))
+
+
+@contextlib.contextmanager
+def _progress(*values: Any) -> Iterator[Callable[[int], None] | None]:
+    """A bar by bytes on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    total = sum(v.explain().bytes_to_read for v in values)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def _terminated(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point: run a command, turn deliberate errors into one line and an exit code."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = lambda message, *_, **__: _note(str(message))
+    try:
+        cli.main(arguments, prog_name="taskvec", standalone_mode=False)
+        sys.stdout.flush()
+        return 0
+    except TaskvecError as error:
+        return _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted; nothing was left behind.", 130)
+    except BrokenPipeError:  # `taskvec ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail("not enough memory.", 4)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}.", 4)
+    except Exception as error:
+        if os.environ.get("TASKVEC_DEBUG"):
+            raise
+        return _fail(
+            f"a bug in taskvec: {type(error).__name__}: {error}. Set TASKVEC_DEBUG=1 to see where, and please report it.",
+            1,
+        )
+
+
+def _fail(text: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()
