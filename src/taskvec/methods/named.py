@@ -117,7 +117,7 @@ def random_like(vectors: Sequence[TaskVector] | TaskVector, *, seed: int = 0) ->
     return named("random", vectors, matched, seed=seed)
 
 
-def _kth_magnitude(vector: TaskVector, density: float):  # noqa: ANN202 - a Summary
+def _kth_magnitude(vector: TaskVector, density: float):
     high = lift(MAGNITUDE_BIN, [vector], density=density)
     return lift(KTH_MAGNITUDE, [vector], high=high)
 

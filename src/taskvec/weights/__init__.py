@@ -18,6 +18,7 @@ __all__ = [
     "TensorSpec",
     "compare",
     "explain",
+    "kinship_notes",
     "lift",
     "named",
     "open_weights",
