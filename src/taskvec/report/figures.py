@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -43,7 +43,7 @@ def curve(
     found: Curve,
     tasks: Sequence[str],
     *,
-    label: Callable[[str], str] = clean,
+    label: Callable[[str], str],
     floor: tuple[float, str] | None = None,
     key: str = "",
 ) -> str:
@@ -90,11 +90,11 @@ def before_after(
     rows: Sequence[Row],
     tasks: Sequence[str],
     *,
-    label: Callable[[str], str] = clean,
+    label: Callable[[str], str],
     mean: bool = False,
     key: str = "",
 ) -> str:
-    """Test accuracy of every model, grouped by task, with 95 % whiskers; one group needs no legend: models name the rows."""
+    """Test accuracy of every model, grouped by task, with 95 % whiskers; in a single group the models name the lines."""
     groups: list[tuple[str, list[tuple[int, Score]]]] = [
         (label(t), [(i, r.scores[t]) for i, r in enumerate(rows) if t in r.scores]) for t in tasks
     ]
@@ -125,7 +125,7 @@ def before_after(
             colour, mark = _look(rows, i)
             low, high = 100 * score.low, 100 * score.high
             axes.plot([low, high], [at, at], color=STAND_IN[colour], linewidth=1.4, solid_capstyle="butt")
-            fill = STAND_IN["paper"] if rows[i].name == "base" else STAND_IN[colour]
+            fill = STAND_IN["paper" if rows[i].name == "base" else colour]
             text = None if i in named or single else clean(rows[i].name, 34)
             axes.plot(
                 100 * score.value,
@@ -140,7 +140,7 @@ def before_after(
             named.add(i)
         for border in borders[:-1]:
             axes.axhline(border, color=STAND_IN["grid"], linewidth=0.8)
-        axes.set_ylim(y - gap - step * 0.3, -0.7)
+        axes.set_ylim(y - gap - 0.2, -0.8)
         axes.set_xlim(-2, 102)
         axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks], parse_math=False)
         axes.tick_params(axis="y", length=0)
@@ -153,7 +153,7 @@ def before_after(
         f"{name}: " + ", ".join(f"{clean(rows[i].name)} {s}" for i, s in entries) for name, entries in groups
     )
     legend = 0 if single else 0.17 * math.ceil(len(rows) / 3)
-    return _svg(draw, (5.6, 0.75 + legend + 0.155 * y * (1.5 if single else 1.0)), f"Test accuracy. {said}.", key)
+    return _svg(draw, (4.9, 0.75 + legend + 0.155 * y * (1.5 if single else 1.0)), f"Test accuracy. {said}.", key)
 
 
 def cosines(result: GeometryResult, *, key: str = "") -> str:
@@ -208,7 +208,7 @@ def _literal(legend: Any) -> None:
         text.set_parse_math(False)
 
 
-def _settings() -> Mapping[str, Any]:
+def _settings() -> dict[str, Any]:
     ink, muted = STAND_IN["ink"], STAND_IN["muted"]
     return {
         "svg.fonttype": "none",
@@ -250,7 +250,8 @@ def _svg(draw: Callable[[Any], None], inches: tuple[float, float], alt: str, key
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs that Matplotlib's font lacks are drawn by the reader's browser
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_settings())
+        for name, value in _settings().items():
+            matplotlib.rcParams[name] = value  # type: ignore[index]
         figure = Figure(figsize=inches)
         draw(figure)
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -14,26 +14,9 @@ from typing import Any
 
 from ..errors import StorageError, UsageError, missing_extra
 from ..results import AdditionResult, AnalogyResult, GeometryResult, NegationResult, Provenance
-from . import words
-from .words import Cell, Section, clean
-
-HOW_TO_READ = (
-    "A task vector is what fine-tuning added to a model: τ = θ(finetuned) − θ₀, the fine-tuned weights minus the base "
-    "weights, parameter by parameter. Editing adds multiples of such vectors to the base; nothing is trained any more. "
-    "The coefficient α says how much.",
-    "Every score is the share of right answers among n examples. Square brackets hold the 95 % Wilson interval, in per cent. "
-    "The interval of a mean adds the half-widths of its tasks in squares, as if their test examples were independent; where "
-    "tasks share examples it is only approximate.",
-    "A difference is called higher or lower only if the two intervals do not overlap, and otherwise a “difference within the "
-    "intervals”. That is cautious: models scored on the same examples may differ truly although their intervals overlap. "
-    "The intervals cover the sampling of test examples, not the luck of the seed in training.",
-    "Normalised accuracy divides a model’s accuracy on a task by the accuracy of the model that was fine-tuned on that task "
-    "alone with the same regime; “0.900 of 95.0 %” gives the ratio and what it divides by. A weak denominator makes "
-    "a high ratio, so read both. Ratios have no interval here.",
-    "Coefficients are chosen on validation data, for the baselines by the same rule as for the method, and the test split is "
-    "then read once. “Random vector” is Gaussian noise with the norm of the real vector, tensor by tensor: what an edit of "
-    "that size does without knowing the task.",
-)
+from .story import Section, section
+from .tables import Cell
+from .words import WITHIN, clean, control_floor, edited
 
 
 def write(results: Sequence[Any], path: str | Path, *, title: str | None = None) -> Path:
@@ -65,14 +48,13 @@ def markdown(results: Sequence[Any]) -> str:
     for result, told in _checked(results):
         lines += [f"## {_escape(told.title)}", "", _escape(told.question), ""]
         lines += [f"`{told.equation.replace('`', chr(39))}`", ""]
-        lines += [_escape(" ".join(told.sentences)), ""]
+        lines += [f"- {_escape(sentence)}" for sentence in told.sentences] + [""]
         for table in told.tables:
             lines += [f"**{_escape(table.caption)}**", ""]
             lines += ["| " + " | ".join(_escape(c) for c in table.columns) + " |", "|---" * len(table.columns) + "|"]
             lines += ["| " + " | ".join(_markdown_cell(c) for c in row) + " |" for row in table.rows]
             lines += [""]
-        lines += [line for note in told.notes for line in (f"- {_escape(note)}",)]
-        lines += [""] if told.notes else []
+        lines += [f"- {_escape(note)}" for note in told.notes] + [""] * bool(told.notes)
         made = "; ".join(f"{name}: {value}" for name, value in _facts(result.provenance))
         lines += [f"<sub>{_escape(made)}</sub>", ""]
     return "\n".join(lines)
@@ -84,7 +66,7 @@ def _checked(results: Sequence[Any]) -> list[tuple[Any, Section]]:
     results = list(results)
     if not results:
         raise UsageError("no results to report: pass at least one, for example report.write([result], 'report.html').")
-    return [(result, words.section(result)) for result in results]
+    return [(result, section(result)) for result in results]
 
 
 # ---- HTML -----------------------------------------------------------------------------------------------------------
@@ -99,7 +81,7 @@ def _page(told: list[tuple[Any, Section]], title: str) -> str:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
-        resources.files(__package__).joinpath("template.html").read_text(encoding="utf-8")
+        resources.files("taskvec.report").joinpath("template.html").read_text(encoding="utf-8")
     )
     sections = [
         {
@@ -110,35 +92,28 @@ def _page(told: list[tuple[Any, Section]], title: str) -> str:
         }
         for i, (result, section) in enumerate(told, start=1)
     ]
-    return template.render(
-        title=title, sections=sections, made=_made(told), how_to_read=HOW_TO_READ, within=words.WITHIN
-    )
+    return template.render(title=title, sections=sections, made=_made(told), within=WITHIN)
 
 
 def _figures(result: Any, key: str) -> list[tuple[str, str]]:
     """The drawings of one result, each with its caption."""
-    from . import figures
+    from . import figures  # with Matplotlib, which `import taskvec.report` does not need
 
     if isinstance(result, GeometryResult):
         caption = "Cosine between every two task vectors: blue above zero, orange below, stronger is larger."
         return [(figures.cosines(result, key=f"{key}g"), caption)]
 
-    label, floor_of = clean, None
+    roles = {}
     if isinstance(result, NegationResult):
         roles = {result.target: f"target: {clean(result.target)}", result.control: f"control: {clean(result.control)}"}
         tasks: tuple[str, ...] = (result.target, result.control)
-
-        def label(task: str) -> str:
-            return roles.get(task, clean(task))
-
-        def floor_of(found: Any) -> tuple[float, str] | None:
-            floor = words.control_floor(result, found)
-            return None if floor is None else (floor, f"{100 * result.control_share:g} % of the base’s control")
-
     elif isinstance(result, AdditionResult):
         tasks = result.tasks
     else:
         tasks = tuple(dict.fromkeys(t for row in result.rows for t in row.scores))
+
+    def label(task: str) -> str:
+        return roles.get(task, clean(task))
 
     drawn = [
         (
@@ -148,10 +123,13 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
             "Test accuracy of every model. Whiskers: 95 % interval.",
         )
     ]
-    for i, row in enumerate(result.rows):
+    main = edited(result.rows, "task arithmetic", "analogy")
+    for i, row in enumerate(sorted(result.rows, key=lambda r: r is not main)):  # the point first, then the baselines
         if row.curve is None:
             continue
-        floor = floor_of(row.curve) if floor_of else None
+        floor = None
+        if isinstance(result, NegationResult) and (kept := control_floor(result, row.curve)) is not None:
+            floor = (kept, f"{100 * result.control_share:g} % of the base’s control")
         shown = tuple(t for t in dict.fromkeys((*tasks, *row.curve.scores)) if t in row.curve.scores)
         svg = figures.curve(row, row.curve, shown, label=label, floor=floor, key=f"{key}c{i}")
         drawn.append(
@@ -163,13 +141,13 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
 def _made(told: list[tuple[Any, Section]]) -> list[dict[str, Any]]:
     """Provenance, told once for all results that share it."""
     groups: list[tuple[Provenance, list[str]]] = []
-    for result, section in told:
+    for result, story in told:
         for provenance, titles in groups:
             if provenance == result.provenance:
-                titles.append(section.title)
+                titles.append(story.title)
                 break
         else:
-            groups.append((result.provenance, [section.title]))
+            groups.append((result.provenance, [story.title]))
     return [{"titles": titles, "facts": _facts(p), "inputs": _clean_items(p.inputs)} for p, titles in groups]
 
 
@@ -224,6 +202,6 @@ def _replace(path: Path, text: str) -> Path:
                 staged.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
-            f"cannot write the report {path}: {error.strerror}. Choose another path, or free space and permission there."
+            f"cannot write the report {path}: {error.strerror}. Choose another path, or make room or permission there."
         ) from error
     return path

@@ -1,0 +1,299 @@
+"""The story of a result: the question, the formula, the answer in sentences computed from the numbers, the tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UsageError
+from ..results import AdditionResult, AnalogyResult, GeometryResult, NegationResult, Row, Score
+from .tables import Cell, Table, choices, notes, scores
+from .words import NONE, WITHIN, clean, compare, count, edited, find, interval, mean_of, percent
+
+
+@dataclass(frozen=True)
+class Section:
+    """One result, told: the question, the formula, the answer as figure and as sentences, the tables, the notes."""
+
+    title: str
+    question: str
+    equation: str
+    figure: str
+    figure_label: str
+    verdict: str
+    sentences: tuple[str, ...]
+    tables: tuple[Table, ...]
+    notes: tuple[str, ...]
+
+
+def section(result: Any) -> Section:
+    """The story of one result.
+
+    Raises:
+        UsageError: not a result that a report knows.
+    """
+    match result:
+        case AdditionResult():
+            return _addition(result)
+        case NegationResult():
+            return _negation(result)
+        case AnalogyResult():
+            return _analogy(result)
+        case GeometryResult():
+            return _geometry(result)
+    raise UsageError(
+        f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult or "
+        "GeometryResult. Read files with taskvec.results.read_result(s) first."
+    )
+
+
+# ---- the four kinds -------------------------------------------------------------------------------------------------
+
+
+def _addition(result: AdditionResult) -> Section:
+    rows, tasks = result.rows, result.tasks
+    base, tuned, row = find(rows, "base"), find(rows, "fine-tuned"), edited(rows, "task arithmetic")
+    said: list[str] = []
+    figure, label, verdict = NONE, f"mean accuracy over {count(len(tasks), 'task')}", ""
+    if row and (after := mean_of(row)):
+        figure = percent(after.value)
+        said.append(
+            f"One model for {count(len(tasks), 'task')}: {_named(row)}{_at(row)} has a mean test accuracy of "
+            f"{percent(after.value)} {interval(after)}."
+        )
+        if base and (before := mean_of(base)):
+            figure, verdict = f"{percent(before.value)} → {percent(after.value)}", compare(after, before)
+            said.append(_beside("The base", before, row, verdict))
+            said.append(_per_task(row, base, tasks))
+        if row.mean_normalised is not None:
+            against = f", whose mean is {percent(m.value)}" if tuned and (m := mean_of(tuned)) else ""
+            said.append(
+                f"Its mean normalised accuracy is {row.mean_normalised:.3f}: the share that it reaches of the models "
+                f"fine-tuned on one task each{against}."
+            )
+        for other in rows:
+            if other.coefficient is not None and other is not row and (m := mean_of(other)):
+                said.append(
+                    f"For comparison, {_named(other)}{_at(other)} reaches {percent(m.value)} {interval(m)}: "
+                    f"{_against(compare(m, after), row)}."
+                )
+    return Section(
+        title=clean(result.title),
+        question=f"Does one model do {count(len(tasks), 'task')} at once if the task vectors are added to the base?",
+        equation="θ = θ₀ + α (" + " + ".join(f"τ({clean(t, 24)})" for t in tasks) + ")",
+        figure=figure,
+        figure_label=label,
+        verdict=verdict,
+        sentences=tuple(filter(None, said)),
+        tables=(scores("Test accuracy, one reading of the test split", rows, tasks, mean=True), *choices(rows)),
+        notes=notes(rows),
+    )
+
+
+def _negation(result: NegationResult) -> Section:
+    rows, target, control = result.rows, result.target, result.control
+    base, row = find(rows, "base"), edited(rows, "task arithmetic")
+    said: list[str] = []
+    figure, verdict = NONE, ""
+    if row and target in row.scores:
+        after = row.scores[target]
+        figure = percent(after.value)
+        said.append(
+            f"To be forgotten, {_quoted(target)}: {_named(row)}{_at(row)} leaves a test accuracy of "
+            f"{percent(after.value)} {interval(after)}."
+        )
+        if base and target in base.scores:
+            before = base.scores[target]
+            figure, verdict = f"{percent(before.value)} → {percent(after.value)}", compare(after, before)
+            said.append(_beside("The base", before, row, verdict))
+        if base and control in row.scores and control in base.scores and base.scores[control].value > 0:
+            kept, had = row.scores[control], base.scores[control]
+            share = kept.value / had.value
+            word = "holds" if share >= result.control_share else "does not hold"
+            said.append(
+                f"To be kept, {_quoted(control)}: {percent(kept.value)} {interval(kept)} against {percent(had.value)} "
+                f"{interval(had)} of the base, a share of {share:.3f}. The rule asked for {result.control_share:g} on "
+                f"validation data; on test data it {word}."
+            )
+        for other in rows:
+            if other.coefficient is not None and other is not row and target in other.scores:
+                score = other.scores[target]
+                keeps = f", {percent(other.scores[control].value)} on the control" if control in other.scores else ""
+                said.append(
+                    f"For comparison, {_named(other)}{_at(other)} leaves {percent(score.value)} {interval(score)} on "
+                    f"the target{keeps}. On the target: {_against(compare(score, after), row)}."
+                )
+    return Section(
+        title=clean(result.title),
+        question=f"Can the model forget {_quoted(target)} and keep {_quoted(control)}?",
+        equation=f"θ = θ₀ − α τ({clean(target, 40)})",
+        figure=figure,
+        figure_label="accuracy on the target, which is to fall",
+        verdict=verdict,
+        sentences=tuple(filter(None, said)),
+        tables=(
+            scores(
+                "Test accuracy, one reading of the test split",
+                rows,
+                (target, control),
+                heads={target: f"target: {clean(target)}", control: f"control: {clean(control)}"},
+            ),
+            *choices(rows),
+        ),
+        notes=notes(rows),
+    )
+
+
+def _analogy(result: AnalogyResult) -> Section:
+    rows, task = result.rows, result.task
+    row = edited(rows, "analogy")
+    cell = _quoted(result.cells.get("D", task))
+    said: list[str] = []
+    figure, verdict = NONE, ""
+    if row and (after := _only(row, task)):
+        figure = percent(after.value)
+        said.append(
+            f"Without training on {cell}, {_named(row)}{_at(row)} has a test accuracy of {percent(after.value)} "
+            f"{interval(after)}."
+        )
+        for name in ("source", "base"):
+            if (other := find(rows, name)) and (before := _only(other, task)):
+                found = compare(after, before)
+                if name == "source" or not verdict:
+                    figure, verdict = f"{percent(before.value)} → {percent(after.value)}", found
+                what = "The best without arithmetic and without data of D" if name == "source" else "The base"
+                said.append(_beside(what, before, row, found))
+        if (best := find(rows, "target-tuned")) and (top := _only(best, task)):
+            said.append(f"Training on D itself gives {percent(top.value)} {interval(top)}.")
+        for other in rows:
+            if other.coefficient is not None and other is not row and (score := _only(other, task)):
+                said.append(
+                    f"For comparison, {_named(other)}{_at(other)} reaches {percent(score.value)} {interval(score)}: "
+                    f"{_against(compare(score, after), row)}."
+                )
+        if row.curve:
+            said.append("The coefficient was chosen on labelled validation examples of D, and on nothing else of D.")
+    a, b, c, d = (clean(result.cells.get(k, k)) for k in "ABCD")
+    return Section(
+        title=clean(result.title),
+        question=f"Can {cell} be learnt from three other cells alone? ‘{a}’ is to ‘{b}’ as ‘{c}’ is to ‘{d}’.",
+        equation="θ = θ₀ + α (τ(C) + τ(B) − τ(A))",
+        figure=figure,
+        figure_label="accuracy on D: without arithmetic → by analogy",
+        verdict=verdict,
+        sentences=tuple(filter(None, said)),
+        tables=(
+            Table(
+                "The four cells",
+                ("cell", "what it is"),
+                tuple((Cell(k), Cell(clean(v))) for k, v in sorted(result.cells.items())),
+                prose=True,
+            ),
+            scores("Test accuracy on D, one reading of the test split", rows, _tasks(rows)),
+            *choices(rows),
+        ),
+        notes=notes(rows),
+    )
+
+
+def _geometry(result: GeometryResult) -> Section:
+    names = [clean(n) for n in result.names]
+    pairs = [(result.cosine[i][j], names[i], names[j]) for i in range(len(names)) for j in range(i)]
+    finite = [p for p in pairs if math.isfinite(p[0])]
+    said: list[str] = []
+    figure = NONE
+    if finite:
+        typical = sum(abs(c) for c, _, _ in finite) / len(finite)
+        figure = f"{typical:.3f}"
+        top = max(finite, key=lambda p: abs(p[0]))
+        said.append(
+            f"Over {count(len(finite), 'pair')} of task vectors the mean absolute cosine is {typical:.3f}; the largest "
+            f"is {top[0]:.3f}, between ‘{top[2]}’ and ‘{top[1]}’."
+        )
+        said.append(
+            "A cosine near 0 means that two edits point in unrelated directions of weight space, which is usual where "
+            "adding works; it is no proof that they do not disturb each other. Cosines are computed, not sampled, and "
+            "have no interval."
+        )
+    if result.base_norm and result.norms:
+        low, high = (v / result.base_norm for v in (min(result.norms), max(result.norms)))
+        said.append(f"Their norms are {low:.3f} to {high:.3f} of the norm of the base.")
+    norms = tuple(
+        (Cell(n), Cell(f"{v:.4g}"), *((Cell(f"{v / result.base_norm:.4f}"),) if result.base_norm else ()))
+        for n, v in zip(names, result.norms, strict=True)
+    )
+    return Section(
+        title=clean(result.title),
+        question="How large are the task vectors, and do they point in related directions?",
+        equation="τ = θ(finetuned) − θ₀;  cosine = ⟨τᵢ, τⱼ⟩ / (‖τᵢ‖ ‖τⱼ‖)",
+        figure=figure,
+        figure_label="mean absolute cosine between task vectors",
+        verdict="",
+        sentences=tuple(filter(None, said)),
+        tables=(
+            Table("Norms", ("task vector", "norm", *(("share of the base's",) if result.base_norm else ())), norms),
+            Table(
+                "Cosines",
+                ("", *names),
+                tuple(
+                    (Cell(n), *(Cell(f"{c:.3f}") for c in line)) for n, line in zip(names, result.cosine, strict=True)
+                ),
+            ),
+        ),
+        notes=(),
+    )
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+def _quoted(name: str) -> str:
+    return f"‘{clean(name)}’"
+
+
+def _named(row: Row) -> str:
+    name = clean(row.name)
+    return f"a {name}" if name == "random vector" else f"the {name}" if name in ("base", "analogy") else name
+
+
+def _at(row: Row) -> str:
+    """The coefficient and, because a number that was not tuned is no fair rival, whether it was chosen here."""
+    if row.coefficient is None:
+        return ""
+    return f" at coefficient {row.coefficient:g}" + ("" if row.curve else " (not tuned here)")
+
+
+def _beside(what: str, before: Score, row: Row, found: str) -> str:
+    """How the edited model compares with `what`; `found` is from the edited model's side."""
+    start = f"{what} has {percent(before.value)} {interval(before)}"
+    if found == WITHIN:
+        return f"{start}: {found}."
+    name = _named(row)
+    return f"{start}. {name[0].upper()}{name[1:]} is {found}, beyond the intervals."
+
+
+def _against(found: str, row: Row) -> str:
+    return found if found == WITHIN else f"{found} than {_named(row)}"
+
+
+def _per_task(row: Row, base: Row, tasks: Sequence[str]) -> str:
+    found: dict[str, list[str]] = {"higher": [], "lower": [], WITHIN: []}
+    for task in tasks:
+        if task in row.scores and task in base.scores:
+            found[compare(row.scores[task], base.scores[task])].append(clean(task))
+    parts = [f"{word} than the base on {', '.join(found[word])}" for word in ("higher", "lower") if found[word]]
+    parts += [f"{WITHIN} on {', '.join(found[WITHIN])}"] if found[WITHIN] else []
+    return f"Task by task: {'; '.join(parts)}." if parts else ""
+
+
+def _tasks(rows: Sequence[Row]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(t for row in rows for t in row.scores))
+
+
+def _only(row: Row, task: str) -> Score | None:
+    """The score on `task`; for a row with one score, that one."""
+    if task in row.scores:
+        return row.scores[task]
+    return next(iter(row.scores.values())) if len(row.scores) == 1 else None
