@@ -29,6 +29,15 @@ def default_threads() -> int:
     return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
+def keep_pages() -> None:
+    """Make the C allocator reuse freed block buffers instead of returning them to the system after every block.
+
+    glibc raises its thresholds when a large allocation is freed. Untouched, this one costs nothing; without it most of
+    the time goes into page faults (3.2 of 5.2 CPU seconds on three 265 MB models).
+    """
+    np.empty(31 << 20, np.uint8)
+
+
 @dataclass(frozen=True)
 class Block:
     """A range of one tensor's flat values."""
@@ -208,6 +217,7 @@ def in_order(
     At most two jobs a thread are under way, so memory stays bounded.
     """
     threads = threads or default_threads()
+    keep_pages()
     if threads == 1:
         for job in jobs:
             yield job, fn(job)
