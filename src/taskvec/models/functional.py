@@ -1,0 +1,123 @@
+"""A module as a pure function of its weights, and checkpoints as torch tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import KeyMismatch, missing_extra, some
+from ..weights import Checkpoint, TaskVector
+
+if TYPE_CHECKING:
+    import torch
+
+    Bound = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
+else:
+    Bound = Callable
+
+
+def require_torch(purpose: str) -> Any:
+    """The torch module, or the error that says how to install it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("torch", "train", purpose) from error
+    return torch
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where the module's first parameter lives; the CPU for a module without any."""
+    torch = require_torch("Running a model")
+    first = next(module.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def tensors(
+    weights: Checkpoint | TaskVector, *, like: torch.nn.Module | None = None, device: Any = None
+) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint or vector, floats as float32, each a fresh copy.
+
+    Args:
+        weights: what to materialise.
+        like: a module whose parameters must all be there, with equal shapes; extra names are an error.
+        device: where to put them, else the CPU.
+    Raises:
+        KeyMismatch: `like` is given and names or shapes differ.
+    """
+    torch = require_torch("Materialising a checkpoint as torch tensors")
+    if like is not None:
+        check_names({n: tuple(s.shape) for n, s in weights.spec.items()}, like, weights.label)
+    out = {}
+    for name, array in weights.arrays().items():
+        # ml_dtypes' bfloat16 and float8 are not of NumPy's floating kind: everything that is no integer or bool is a float.
+        values = array if array.dtype.kind in "iub" else np.asarray(array, dtype=np.float32)
+        out[name] = torch.from_numpy(np.array(values, order="C")).to(device)
+    return out
+
+
+def bind(module: torch.nn.Module) -> Bound:
+    r"""The pure function :math:`f(\theta, x)` of a module's weights.
+
+    The module itself is neither changed nor copied in memory. It runs in evaluation mode: no dropout, and buffers such as
+    batch-norm statistics are fixed. Buffers named in `params` are taken from there, the others from the module.
+
+    Args:
+        module: any module whose call takes one input.
+    Returns:
+        ``f(params, x)``: `params` maps every parameter name to a tensor; tied parameters may come under any or all of
+        their names, then the first name counts.
+    Raises:
+        KeyMismatch: (when `f` is called) a parameter is missing, unknown, or of another shape.
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> bind(layer)({"weight": torch.tensor([[2.0, 3.0]])}, torch.ones(1, 2))
+        tensor([[5.]])
+    """
+    require_torch("Binding a model")
+    from torch.func import functional_call
+
+    # A copy of the structure that shares the tensors: eval() must not reach the caller's module.
+    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    twin = copy.deepcopy(module, shared).eval()
+    first = aliases(twin)
+
+    def f(params: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        check_names({n: tuple(t.shape) for n, t in params.items()}, twin, "the given weights")
+        return functional_call(twin, {n: t for n, t in params.items() if first.get(n, n) == n}, (x,))
+
+    return f
+
+
+def aliases(module: torch.nn.Module) -> dict[str, str]:
+    """Every parameter name, mapped to the first name of the same parameter (itself, unless weights are tied)."""
+    first: dict[int, str] = {}
+    return {n: first.setdefault(id(p), n) for n, p in module.named_parameters(remove_duplicate=False)}
+
+
+def check_names(found: Mapping[str, tuple[int, ...]], module: torch.nn.Module, label: str) -> None:
+    """Raise KeyMismatch unless `found` has every parameter of the module, of equal shape, and nothing unknown."""
+    first = aliases(module)
+    wanted = {n: tuple(p.shape) for n, p in module.named_parameters(remove_duplicate=False)}
+    known = wanted | {n: tuple(b.shape) for n, b in module.named_buffers(remove_duplicate=False)}
+    covered = {first[n] for n in found if n in first}
+    missing = [n for n in dict.fromkeys(first.values()) if n not in covered]
+    unknown = [n for n in found if n not in known]
+    shapes = [n for n in found if n in known and tuple(found[n]) != known[n]]
+    if not (missing or unknown or shapes):
+        return
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} missing ({some(missing)})")
+    if unknown:
+        parts.append(f"{len(unknown)} unknown ({some(unknown)})")
+    if shapes:
+        n = shapes[0]
+        parts.append(f"{len(shapes)} of another shape ({n!r}: expected {known[n]}, got {tuple(found[n])})")
+    raise KeyMismatch(
+        f"{label} does not fit the model {type(module).__name__}: {', '.join(parts)}. "
+        "Parameter names and shapes must be exactly the model's; a head is kept apart, as taskvec.tasks.Head."
+    )

@@ -1,0 +1,8 @@
+"""Protocols: one question each, asked of a model, its vectors and tasks; one Result each. They neither print nor plot."""
+
+from .addition import addition
+from .analogy import analogy
+from .geometry import geometry
+from .negation import negation
+
+__all__ = ["addition", "analogy", "geometry", "negation"]

@@ -1,0 +1,102 @@
+"""What the protocols share: sweep on validation, choose, and read the test split once.
+
+`test_scores` is the only place in the package where a protocol touches `task.test`. The sweep is given validation splits,
+not tasks, so it cannot choose on anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import UsageError
+from ..models.functional import bind, device_of
+from ..results import Curve, Row, Score
+from ..search import along, curves
+from ..tasks.metrics import accuracy
+from ..tasks.task import Task
+from ..weights import Checkpoint, TaskVector
+
+if TYPE_CHECKING:
+    import torch
+
+# Scores by task, each along the grid -> index of the chosen coefficient.
+Choose = Callable[[Mapping[str, tuple[Score, ...]]], int]
+
+
+def test_scores(
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, coefficient: float, tasks: Sequence[Task]
+) -> dict[str, Score]:
+    """Test accuracy of ``base + coefficient * vector`` on each task: one reading of each test split."""
+    f = bind(model)
+    (params,) = along(base, vector, (coefficient,), like=model, device=device_of(model))
+    return {t.name: accuracy(f, params, t.test, t.needs_head()) for t in tasks}
+
+
+def validation_curves(
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, tasks: Sequence[Task], coefficients: Sequence[float]
+) -> dict[str, tuple[Score, ...]]:
+    """Validation accuracy of ``base + c * vector`` on each task, for each coefficient."""
+    data = {t.name: (t.validation, t.needs_head()) for t in tasks}
+    return curves(model, base, vector, data, coefficients=coefficients)
+
+
+def fixed_row(
+    name: str,
+    model: torch.nn.Module,
+    base: Checkpoint,
+    vector: TaskVector,
+    tasks: Sequence[Task],
+    *,
+    coefficient: float,
+    note: str = "",
+) -> Row:
+    """A row without a choice: the base (coefficient 0) or a fine-tuned model (coefficient 1)."""
+    return Row(name=name, scores=test_scores(model, base, vector, coefficient, tasks), note=note)
+
+
+def tuned_row(
+    name: str,
+    model: torch.nn.Module,
+    base: Checkpoint,
+    vector: TaskVector,
+    tasks: Sequence[Task],
+    *,
+    coefficients: Sequence[float],
+    choose: Choose,
+    objective: str,
+    note: str = "",
+) -> Row:
+    """A row whose coefficient is chosen on validation, then scored once on test."""
+    scores = validation_curves(model, base, vector, tasks, coefficients)
+    curve = Curve(coefficients=tuple(coefficients), scores=scores, chosen=choose(scores), objective=objective)
+    test = test_scores(model, base, vector, curve.coefficient, tasks)
+    return Row(name=name, scores=test, coefficient=curve.coefficient, curve=curve, note=note)
+
+
+def best(values: Sequence[float]) -> int:
+    """Index of the largest value; of equals the first, which on a rising grid is the smallest edit."""
+    return max(range(len(values)), key=lambda i: (values[i], -i))
+
+
+def checked_grid(coefficients: Sequence[float]) -> tuple[float, ...]:
+    """The grid in rising order, with 0 (leave the base as it is) added where it lacks.
+
+    Raises:
+        UsageError: no coefficients.
+    """
+    if not coefficients:
+        raise UsageError("no coefficients to choose from. Give a grid, for example grid(0, 1, 21).")
+    return tuple(sorted({0.0, *map(float, coefficients)}))
+
+
+def checked_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks, with names that tell them apart.
+
+    Raises:
+        UsageError: none, or two of one name.
+    """
+    names = [t.name for t in tasks]
+    if not names or len(set(names)) != len(names):
+        raise UsageError(f"a protocol needs at least one task, each with a name of its own; got {names}.")
+    return tuple(tasks)

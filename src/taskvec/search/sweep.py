@@ -1,0 +1,93 @@
+"""Sweeping one coefficient in memory: base and vector become tensors once, the model is written in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from ..models.functional import Bound, bind, device_of, tensors
+from ..results import Score
+from ..tasks.metrics import accuracy
+from ..tasks.task import Head, Split
+from ..weights import Checkpoint, TaskVector
+
+if TYPE_CHECKING:
+    import torch
+
+
+def grid(low: float, high: float, points: int) -> tuple[float, ...]:
+    """Evenly spaced coefficients, both ends included.
+
+    Raises:
+        UsageError: fewer than two points, or an empty or infinite range.
+    Example:
+        >>> grid(0, 1, 5)
+        (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    if points < 2 or not low < high or not math.isfinite(high - low):
+        raise UsageError(f"grid({low}, {high}, {points}): needs low < high, both finite, and at least 2 points.")
+    # Rounded, so that tables and files say 0.15 and not 0.15000000000000002.
+    return tuple(round(low + (high - low) * i / (points - 1), 10) for i in range(points))
+
+
+def along(
+    base: Checkpoint,
+    vector: TaskVector,
+    coefficients: Sequence[float],
+    *,
+    like: torch.nn.Module | None = None,
+    device: Any = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    r"""The weights :math:`\theta_0 + \alpha\tau` for each coefficient :math:`\alpha`, written in place.
+
+    Each point is computed from the base, so nothing drifts; it is bit-equal to ``(base + alpha * vector)`` in float32.
+
+    Args:
+        base: :math:`\theta_0`.
+        vector: :math:`\tau`, taken from `base`; names it lacks stay at the base.
+        coefficients: the :math:`\alpha`.
+        like: a module that the names must fit.
+        device: where to compute.
+    Yields:
+        one dictionary per coefficient; **valid until the next is drawn** (the tensors are shared).
+    Raises:
+        BaseMismatch: the vector was taken from another base.
+        KeyMismatch: names or shapes differ.
+    """
+    _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
+    origin = tensors(base, like=like, device=device)
+    move = tensors(vector, device=device)
+    point = {n: t.clone() for n, t in origin.items()}
+    for c in coefficients:
+        for name, step in move.items():
+            out = point[name]
+            out.copy_(origin[name])
+            if c != 0:
+                out.add_(step * c)
+        yield point
+
+
+def curves(
+    model: torch.nn.Module,
+    base: Checkpoint,
+    vector: TaskVector,
+    data: Mapping[str, tuple[Split, Head]],
+    *,
+    coefficients: Sequence[float],
+) -> dict[str, tuple[Score, ...]]:
+    """Accuracy of ``base + c * vector`` on each of the given splits, for every coefficient.
+
+    Args:
+        model: inputs -> features.
+        base, vector: as in `along`.
+        data: name -> (split, head). Give validation splits: this function cannot know a test split when it sees one.
+        coefficients: the grid.
+    """
+    f: Bound = bind(model)
+    out: dict[str, list[Score]] = {name: [] for name in data}
+    for params in along(base, vector, coefficients, like=model, device=device_of(model)):
+        for name, (split, head) in data.items():
+            out[name].append(accuracy(f, params, split, head))
+    return {name: tuple(scores) for name, scores in out.items()}

@@ -1,0 +1,42 @@
+"""Scores of a bound model on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..errors import NonFinite
+from ..models.functional import Bound, require_torch
+from ..results import Score
+from .task import Head, Split
+
+if TYPE_CHECKING:
+    import torch
+
+
+def accuracy(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head, *, batch: int = 512) -> Score:
+    r"""Top-1 accuracy, the share of samples with :math:`\arg\max_k (W f(\theta, x) + b)_k = y`, with its interval.
+
+    Args:
+        f: the bound model, inputs -> features.
+        params: its weights.
+        split: samples; each is read once.
+        head: the task's head.
+        batch: samples at a time; does not change the score.
+    Raises:
+        NonFinite: a feature or logit is NaN or infinite, so that no class can be named.
+    """
+    torch = require_torch("Measuring accuracy")
+    inputs, labels = split.inputs, split.labels
+    device = next(iter(params.values())).device
+    head, hits = head.to(device), 0
+    with torch.inference_mode():
+        for i in range(0, len(labels), batch):
+            logits = head(f(params, inputs[i : i + batch].to(device)))
+            if not torch.isfinite(logits).all():
+                raise NonFinite(
+                    "cannot measure accuracy: the model's outputs are not finite. "
+                    "The edit is too large, or the weights are damaged; try smaller coefficients."
+                )
+            hits += int((logits.argmax(dim=1) == labels[i : i + batch].to(device)).sum())
+    return Score.share(hits, len(labels))

@@ -1,0 +1,121 @@
+"""Split, Head and Task: the data that a task vector is trained on and measured with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, KeyMismatch, UsageError
+from ..models.functional import require_torch, tensors
+from ..weights import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Inputs ``[n, ...]`` and integer labels ``[n]``, on the CPU.
+
+    Raises:
+        InputError: no samples, or counts that differ.
+    """
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def __post_init__(self) -> None:
+        n, m = len(self.inputs), len(self.labels)
+        if n != m:
+            raise InputError(f"a split needs one label per input, got {n} inputs and {m} labels.")
+        if n == 0:
+            raise InputError("a split is empty: it needs at least one sample. Take a larger part of the data.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    r"""A linear classifier on features, :math:`W z + b`: frozen in fine-tuning, never part of a task vector.
+
+    Args:
+        weight: ``[classes, width]``.
+        bias: ``[classes]``.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, classes]`` of features ``[n, width]``."""
+        return features @ self.weight.T + self.bias
+
+    @classmethod
+    def random(cls, classes: int, width: int, *, generator: torch.Generator) -> Head:
+        """A small random head, to be trained with the base."""
+        torch = require_torch("A head")
+        return cls(torch.randn(classes, width, generator=generator) / width**0.5, torch.zeros(classes))
+
+    def to(self, device: torch.device) -> Head:
+        return Head(self.weight.to(device), self.bias.to(device))
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the head as a safetensors file beside the vectors."""
+        weights = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
+        return Checkpoint.of(weights, label="head").save(path, overwrite=overwrite)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Head:
+        """Read a head written by `save`.
+
+        Raises:
+            KeyMismatch: the file does not hold exactly ``weight`` and ``bias``.
+        """
+        table = tensors(Checkpoint.read(path))
+        if set(table) != {"weight", "bias"}:
+            raise KeyMismatch(f"{path} is not a head: expected the tensors 'weight' and 'bias', got {sorted(table)}.")
+        return cls(table["weight"], table["bias"])
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A learning task. Coefficients are chosen on `validation`; `test` is read once, at the end.
+
+    Args:
+        name: what tables call it.
+        train, validation, test: disjoint samples.
+        head: the linear head, frozen unless the regime trains it; None until one is made (`fit` with PROBE or PRETRAIN).
+        classes: names of the head's rows.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    head: Head | None
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.head is not None and len(self.classes) != len(self.head.weight):
+            raise UsageError(
+                f"task {self.name!r} has {len(self.classes)} classes but its head has {len(self.head.weight)} rows."
+            )
+
+    def with_head(self, head: Head) -> Task:
+        """The same data with another head."""
+        return replace(self, head=head)
+
+    def needs_head(self) -> Head:
+        """The head.
+
+        Raises:
+            UsageError: the task has none yet.
+        """
+        if self.head is None:
+            raise UsageError(
+                f"task {self.name!r} has no head. Make one on the base, "
+                "task.with_head(fit(model, base, task, regime=PROBE).head), and keep it frozen from then on."
+            )
+        return self.head
