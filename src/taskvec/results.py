@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from .errors import InputError, StorageError
 
@@ -23,7 +23,11 @@ Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Inf and NaN become strings: JSON has no other place for them, and null would not be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Score(_Frozen):
@@ -35,10 +39,10 @@ class Score(_Frozen):
         (0.9, 0.826, 0.945)
     """
 
-    value: float
-    n: int
-    low: float
-    high: float
+    value: Share
+    n: int = Field(ge=1)
+    low: Share
+    high: Share
 
     @classmethod
     def share(cls, hits: int, n: int) -> Score:
@@ -52,7 +56,8 @@ class Score(_Frozen):
         p, z2 = hits / n, Z95 * Z95
         centre = (p + z2 / (2 * n)) / (1 + z2 / n)
         half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        return cls(value=p, n=n, low=max(0.0, centre - half), high=min(1.0, centre + half))
+        # At 0 and n hits the end is the share itself, which rounding would miss by an ulp.
+        return cls(value=p, n=n, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)))
 
     @classmethod
     def mean(cls, scores: Sequence[Score]) -> Score:
@@ -83,6 +88,16 @@ class Curve(_Frozen):
     chosen: int
     objective: str
     split: Literal["validation"] = "validation"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Curve:
+        points = len(self.coefficients)
+        if not 0 <= self.chosen < points:
+            raise ValueError(f"chosen is {self.chosen}, but there are {points} coefficients")
+        for task, line in self.scores.items():
+            if len(line) != points:
+                raise ValueError(f"{task!r} has {len(line)} scores for {points} coefficients")
+        return self
 
     @property
     def coefficient(self) -> float:
@@ -129,7 +144,11 @@ class Provenance(_Frozen):
 
     @classmethod
     def now(
-        cls, *, seed: int | None = None, inputs: Mapping[str, str] | None = None, settings: Mapping[str, Any] | None = None
+        cls,
+        *,
+        seed: int | None = None,
+        inputs: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Provenance:
         """Versions of what is running: libraries are listed only if they are already imported."""
         from . import __version__
@@ -220,6 +239,13 @@ class GeometryResult(_Result):
     cosine: tuple[tuple[float, ...], ...]
     base_norm: float | None = None
 
+    @model_validator(mode="after")
+    def _fits(self) -> GeometryResult:
+        n = len(self.names)
+        if len(self.norms) != n or len(self.cosine) != n or any(len(line) != n for line in self.cosine):
+            raise ValueError(f"{n} names need {n} norms and {n} x {n} cosines")
+        return self
+
 
 Result = Annotated[AdditionResult | NegationResult | AnalogyResult | GeometryResult, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
@@ -266,5 +292,7 @@ def read_results(folder: str | Path) -> list[Any]:
     folder = Path(folder)
     files: Sequence[Path] = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
     if not files:
-        raise InputError(f"no results in {folder}: expected *.json files written by a protocol, `taskvec demo` or `run`.")
+        raise InputError(
+            f"no results in {folder}: expected *.json files written by a protocol, `taskvec demo` or `run`."
+        )
     return [read_result(f) for f in files]

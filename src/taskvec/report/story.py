@@ -233,7 +233,7 @@ def _geometry(result: GeometryResult) -> Section:
         verdict="",
         sentences=tuple(filter(None, said)),
         tables=(
-            Table("Norms", ("task vector", "norm", *(("share of the base's",) if result.base_norm else ())), norms),
+            Table("Norms", ("task vector", "norm", *(("share of the base’s",) if result.base_norm else ())), norms),
             Table(
                 "Cosines",
                 ("", *names),
