@@ -177,7 +177,10 @@ class Checkpoint(_Tensors):
             f"Write base + c * ({self.label} - base)."
         )
 
-    __rmul__ = __truediv__ = __neg__ = __mul__  # type: ignore[assignment]
+    __rmul__ = __truediv__ = __mul__  # type: ignore[assignment]
+
+    def __neg__(self) -> Any:
+        return self * -1
 
     def restrict(self, what: Select | str | Iterable[str]) -> Checkpoint:
         """Only the chosen names (a Select, a shell pattern, or exact names); differences are zero elsewhere.
@@ -315,8 +318,8 @@ class TaskVector(_Tensors):
     def __truediv__(self, number: float) -> TaskVector:
         if isinstance(number, bool) or not isinstance(number, numbers.Real):
             return NotImplemented
-        if float(number) == 0.0:
-            raise UsageError(f"cannot divide {self.label} by zero.")
+        if float(number) == 0.0 or not math.isfinite(float(number)):
+            raise UsageError(f"cannot divide {self.label} by {number}; the divisor must be finite and not zero.")
         return self * (1.0 / float(number))
 
     def restrict(self, what: Select | str | Iterable[str]) -> TaskVector:
@@ -487,4 +490,6 @@ def _meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]
             )
         if not base.known and v.base.known:
             base = v.base
+    for v in vectors:
+        spec.update({n: s for n, s in v.spec.items() if s.dtype == "F64"})
     return spec, base, whole is None

@@ -56,6 +56,11 @@ class TensorSpec:
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
+def wider(a: TensorSpec, b: TensorSpec) -> TensorSpec:
+    """The spec of a vector made of both: float64 if either is, else the first (all others compute in float32)."""
+    return b if b.dtype == "F64" else a
+
+
 def parse_dtype(text: str) -> str:
     """A floating-point format by its safetensors or NumPy name: ``bfloat16`` and ``BF16`` are the same.
 
@@ -83,19 +88,32 @@ def widen(stored: np.ndarray) -> np.ndarray:
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
     """Working values rounded once (to nearest, ties to even) to the stored format `dtype`."""
+    if values.dtype == np.float64 and dtype in ("BF16", "F8_E4M3", "F8_E5M2"):
+        values = _to_odd(values)  # ml_dtypes converts through float32, which would round twice
     if dtype == "BF16":
-        if values.dtype != np.float32:
-            # Through float32 a float64 would be rounded twice.
-            return values.astype(FLOATS["BF16"])
-        bits = values.view(np.uint32)
+        bits = values.reshape(-1).view(np.uint32)
         rounded = np.right_shift(bits, 16)
         np.bitwise_and(rounded, 1, out=rounded)
         np.add(rounded, 0x7FFF, out=rounded)
         np.add(rounded, bits, out=rounded)
         np.right_shift(rounded, 16, out=rounded)
-        return rounded.astype(np.uint16).view(FLOATS["BF16"])
+        return rounded.astype(np.uint16).view(FLOATS["BF16"]).reshape(values.shape)
     with np.errstate(over="ignore"):  # an overflow becomes inf here and is reported with its tensor's name
         return values.astype(FLOATS[dtype], copy=False)
+
+
+def _to_odd(values: np.ndarray) -> np.ndarray:
+    """float64 as float32, cut off, with the last bit set where something was lost.
+
+    Rounding that to a format with far fewer bits gives what one rounding of the float64 gives.
+    """
+    with np.errstate(over="ignore"):
+        near = values.reshape(-1).astype(np.float32)
+    back = near.astype(np.float64)
+    bits = near.view(np.uint32)
+    bits -= np.abs(back) > np.abs(values.reshape(-1))
+    bits |= back != values.reshape(-1)
+    return bits.view(np.float32).reshape(values.shape)
 
 
 def all_finite(values: np.ndarray) -> bool:

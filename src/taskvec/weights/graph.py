@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .dtypes import TensorSpec
+from .dtypes import TensorSpec, wider
 from .source import Source
 
 
@@ -74,10 +74,19 @@ class Node:
         h = hashlib.blake2b(f"{self.op.name} {self.per}".encode(), digest_size=16)
         if self.source is not None:
             h.update(of_source(self.source).encode())
-        for node in self.inputs:
-            h.update(of_node(node).encode())
-        for name, value in sorted(self.params.items()):
-            h.update(f"{name}={of_node(value) if isinstance(value, Node) else value!r};".encode())
+        if self.expansion is not None:  # what is computed, so that ties([a, b]) is ties([b, a])
+            h.update(of_node(self.expansion).encode())
+            return h.hexdigest()
+        inputs = [of_node(node) for node in self.inputs]
+        params = dict(self.params)
+        if self.op is COMBINE:  # the order of summands means nothing
+            inputs = sorted(f"{c!r}*{n}" for n, c in zip(inputs, params.pop("coefficients"), strict=True))
+        elif self.op.symmetric:
+            inputs.sort()
+        h.update(" ".join(inputs).encode())
+        for name, value in sorted(params.items()):
+            said = sorted(value.items()) if isinstance(value, Mapping) else value
+            h.update(f"{name}={of_node(value) if isinstance(value, Node) else repr(said)};".encode())
         if self.op in (RESTRICT, COMBINE):
             h.update(repr(sorted(self.spec)).encode())
         return h.hexdigest()
@@ -125,16 +134,17 @@ def _difference(arrays: list[np.ndarray]) -> np.ndarray:
 
 def _combine(arrays: list[np.ndarray | None], *, coefficients: tuple[float, ...]) -> np.ndarray | None:
     total: np.ndarray | None = None
+    own = False  # whether `total` is ours to change; an input never is
     for array, c in zip(arrays, coefficients, strict=True):
         if array is None:
             continue
         term = array if c == 1.0 else array * c
         if total is None:
-            total = term
-        elif total is arrays[0]:
-            total = total + term
-        else:
+            total, own = term, term is not array
+        elif own and total.dtype == term.dtype:
             total += term
+        else:
+            total, own = total + term, True
     return total
 
 
@@ -173,7 +183,7 @@ def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
 
 
 def difference(a: Node, b: Node) -> Node:
-    spec = {n: s for n, s in a.spec.items() if s.is_float and n in b.spec}
+    spec = {n: wider(s, b.spec[n]) for n, s in a.spec.items() if s.is_float and n in b.spec}
     if a.key == b.key:
         return combine([], spec)
     return Node(DIFFERENCE, (a, b), spec)

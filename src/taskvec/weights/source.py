@@ -98,7 +98,7 @@ class MemorySource(Source):
 
 def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
-        return np.ascontiguousarray(value)
+        return np.ascontiguousarray(value).reshape(value.shape)  # it would make a scalar a vector of one
     if not hasattr(value, "detach"):
         raise InputError(f"{label}: {name!r} is a {type(value).__name__}, expected a NumPy array or a torch tensor.")
     import torch
