@@ -1,0 +1,76 @@
+"""Shared by all tests: a deterministic hypothesis profile, small weights, and the command line called in process."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
+settings.load_profile("suite")
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture
+def weights() -> Callable[..., dict[str, np.ndarray]]:
+    """``weights(seed, dtype=..., scale=...)``: a small state dict with a matrix, a scalar, an empty tensor and a counter."""
+
+    def make(seed: int = 0, *, dtype: object = np.float32, scale: float = 1.0) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {
+            "a.weight": (scale * rng.normal(size=(7, 5))).astype(dtype),
+            "a.bias": (scale * rng.normal(size=5)).astype(dtype),
+            "scale": np.asarray(scale * rng.normal()).astype(dtype),
+            "empty": np.zeros((0, 3), dtype),
+            "counter": np.array([3, 4], np.int64),
+            "mask": np.array([True, False, True]),
+        }
+
+    return make
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """``run_cli("edit", ...)`` -> (exit code, stdout, stderr), in process; asserts that nothing looks like a traceback."""
+    from taskvec.cli import _run
+
+    handler, show = signal.getsignal(signal.SIGTERM), warnings.showwarning
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = _run([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        assert "bug in taskvec" not in err, err
+        return code, out, err
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+    warnings.showwarning = show
+
+
+@pytest.fixture
+def untouched(tmp_path: Path) -> Callable[[Path], Callable[[], None]]:
+    """``check = untouched(folder)``; later ``check()`` fails unless the folder holds the same files with the same bytes."""
+
+    def remember(folder: Path) -> Callable[[], None]:
+        def look() -> dict[str, bytes | None]:
+            return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+        before = look()
+
+        def check() -> None:
+            after = look()
+            assert sorted(after) == sorted(before), "files appeared or vanished"
+            assert after == before, "a file's content changed"
+
+        return check
+
+    return remember
