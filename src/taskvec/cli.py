@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -64,7 +65,7 @@ _shared = click.option(
 )
 
 
-@cli.command()
+@cli.command(short_help="The whole loop once: train, subtract, edit, measure.")
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), default=None, help="Folder for models, vectors and report."
 )
@@ -87,7 +88,7 @@ def demo(out: Path | None, text: bool, data: Path | None, seed: int, overwrite: 
     )
 
 
-@cli.command()
+@cli.command(short_help="Write the task vector of a fine-tuned model.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("finetuned", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
@@ -134,7 +135,7 @@ def _measured(path: Path) -> dict[str, Any]:
     return {"output": str(path), "tensors": len(vector.names), "values": values, "norm": vector.norm()}
 
 
-@cli.command()
+@cli.command(short_help="Compute an edited checkpoint and write it.")
 @click.argument("edit", metavar="EXPRESSION|RECIPE.yaml")
 @_let
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="A folder, or a *.safetensors file.")
@@ -181,7 +182,7 @@ def edit(
     return None
 
 
-@cli.command()
+@cli.command(short_help="Say what an edit would do, from headers only.")
 @click.argument("edit", metavar="EXPRESSION|RECIPE.yaml|PATH")
 @_let
 @_json
@@ -207,7 +208,7 @@ def _show_explanation(value: Any, as_json: bool) -> None:
         print(facts)
 
 
-@cli.command()
+@cli.command(short_help="Norms, cosines and signs of task vectors.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="The common base, when PATHS are fine-tuned checkpoints.")
 @click.option("--by", type=click.Choice(["model", "layer", "tensor"]), default="model", show_default=True)
@@ -283,7 +284,7 @@ def _show_comparison(found: Any) -> None:
             print(f"{g.name:<{label}}  {g.values:>12,}  " + "  ".join(figures))
 
 
-@cli.command()
+@cli.command(short_help="List the merging methods, or explain one.")
 @click.argument("name", required=False)
 @_json
 def methods(name: str | None, as_json: bool) -> None:
@@ -294,18 +295,29 @@ def methods(name: str | None, as_json: bool) -> None:
 
     if name is not None and name not in METHODS:
         raise UnknownName(f"unknown method {name!r}; known are {', '.join(METHODS)}.{nearest(name, METHODS)}")
-    table = {n: inspect.getdoc(m.fn) or "" for n, m in METHODS.items() if name in (None, n)}
-    signatures = {n: str(inspect.signature(METHODS[n].fn, eval_str=False)).split(" -> ")[0] for n in table}
+    chosen = {n: m.fn for n, m in METHODS.items() if name in (None, n)}
+    table = {n: re.sub(r":math:`([^`]*)`", r"\1", inspect.getdoc(fn) or "") for n, fn in chosen.items()}
+    signatures = {n: _signature(n, fn) for n, fn in chosen.items()}
     if as_json:
         _print_json("methods", {n: {"signature": signatures[n], "doc": d} for n, d in table.items()})
     elif name is not None:
-        print(f"{name}{signatures[name]}\n\n{table[name]}")
+        print(f"{signatures[name]}\n\n{table[name]}")
     else:
+        width = max(len(text) for text in signatures.values())
         for n, doc in table.items():
-            print(f"{n:<10} {doc.splitlines()[0]}")
+            print(f"{signatures[n]:<{width}}  {doc.splitlines()[0]}")
 
 
-@cli.command()
+def _signature(name: str, fn: Callable[..., Any]) -> str:
+    """A method as an expression writes it: ``ties([...], density=0.2)``."""
+    import inspect
+
+    hyper = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    shown = "".join(f", {p.name}" if p.default is p.empty else f", {p.name}={p.default}" for p in hyper)
+    return f"{name}([...]{shown})"
+
+
+@cli.command(short_help="Render results as one self-contained page.")
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
 @click.option("--title", help="Heading of the page.")
@@ -405,13 +417,16 @@ def _run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, _terminated)
     warnings.showwarning = lambda message, *_, **__: _note(str(message))
     try:
-        cli.main(arguments, prog_name="taskvec", standalone_mode=False)
+        cli.main(arguments or ["--help"], prog_name="taskvec", standalone_mode=False)
         sys.stdout.flush()
         return 0
     except TaskvecError as error:
         return _fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "taskvec"
+        return _fail(f"{error.format_message()} See `{where} --help`.", 2)
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):

@@ -293,6 +293,6 @@ def read_results(folder: str | Path) -> list[Any]:
     files: Sequence[Path] = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
     if not files:
         raise InputError(
-            f"no results in {folder}: expected *.json files written by a protocol, `taskvec demo` or `run`."
+            f"no results in {folder}: expected *.json files written by a protocol or by `taskvec demo`."
         )
     return [read_result(f) for f in files]
