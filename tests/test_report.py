@@ -86,7 +86,7 @@ def analogy(hits: int = 134):
         cells={"A": "plain 0-4", "B": "inverted 0-4", "C": "plain 5-9", "D": d},
         rows=(
             Row(name="base", scores={d: share(87, 170)}),
-            Row(name="source", scores={d: share(126, 170)}),
+            Row(name="source", scores={d: share(126, 170)}, coefficient=0.5, curve=found),
             Row(name="analogy", scores={d: share(hits, 170)}, coefficient=0.5, curve=found),
             Row(name="target-tuned", scores={d: share(163, 170)}),
         ),
@@ -373,6 +373,7 @@ def test_overlapping_intervals_are_no_win() -> None:
     assert compare(share(50, 100), share(90, 100)) == "lower"
 
     near = told(analogy(hits=134))
+    assert "For comparison, source" not in near  # told already, in its own sentence
     assert f"without data of D has 74.1 % [67.1, 80.1]: {WITHIN}." in near
     assert "The analogy is higher, beyond the intervals" in told(analogy(hits=165))
     assert "The analogy is lower, beyond the intervals" in told(analogy(hits=80))

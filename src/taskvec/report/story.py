@@ -168,7 +168,9 @@ def _analogy(result: AnalogyResult) -> Section:
         if (best := find(rows, "target-tuned")) and (top := _only(best, task)):
             said.append(f"Training on D itself gives {percent(top.value)} {interval(top)}.")
         for other in rows:
-            if other.coefficient is not None and other is not row and (score := _only(other, task)):
+            if other.name in ("source", "base", "target-tuned") or other is row:
+                continue  # told above
+            if other.coefficient is not None and (score := _only(other, task)):
                 said.append(
                     f"For comparison, {_named(other)}{_at(other)} reaches {percent(score.value)} {interval(score)}: "
                     f"{_against(compare(score, after), row)}."

@@ -76,13 +76,13 @@ def choices(rows: Sequence[Row]) -> tuple[Table, ...]:
         else:
             grid = curve.coefficients
             sizes = sorted({s.n for line in curve.scores.values() for s in line})
-            seen = ", ".join(f"{n}" for n in sizes)
+            seen = (
+                f"{sizes[0]} to {sizes[-1]} by task" if len(sizes) > 1 else f"{sizes[0]} per task" if sizes else "none"
+            )
             rest = (
                 f"{min(grid):g} to {max(grid):g}, {count(len(grid), 'point')}",
                 clean(curve.objective),
-                f"{curve.split} (n = {seen} per task)"
-                if len(sizes) < 4
-                else f"{curve.split} (n = {sizes[0]} to {sizes[-1]} per task)",
+                f"{curve.split} (n = {seen})",
             )
         lines.append(tuple(Cell(t) for t in (clean(row.name), f"{row.coefficient:g}", *rest)))
     columns = ("model", "chosen coefficient", "coefficients tried", "rule", "chosen on")
@@ -93,7 +93,7 @@ def notes(rows: Sequence[Row]) -> tuple[str, ...]:
     notes = [f"{clean(r.name)}: {clean(r.note)}" for r in rows if r.note]
     for row in rows:
         grid = row.curve.coefficients if row.curve else ()
-        if row.coefficient == 0 and len(grid) > 1:
+        if row.coefficient == 0 and len(grid) > 1 and not row.note:
             notes.append(
                 f"{clean(row.name)}: the chosen coefficient is 0: under the rule nothing that was tried beat the base unchanged."
             )
