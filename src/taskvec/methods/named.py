@@ -11,7 +11,9 @@ from .elementwise import DROP, ELECT, INTERPOLATE, NOISE, RESCALE, TRIM
 
 
 def task_sum(vectors: Sequence[TaskVector]) -> TaskVector:
-    r"""Task arithmetic: :math:`\sum_t \tau_t`.
+    r"""Task arithmetic: the sum of the task vectors.
+
+    :math:`\sum_t \tau_t`
 
     Args:
         vectors: one per task, of one base.
@@ -26,7 +28,9 @@ def task_sum(vectors: Sequence[TaskVector]) -> TaskVector:
 
 
 def average(vectors: Sequence[TaskVector]) -> TaskVector:
-    r"""The mean of task vectors, :math:`\frac{1}{T}\sum_t \tau_t`; added to the base, the average of the models.
+    r"""The mean of the task vectors; added to the base, the average of the models.
+
+    :math:`\frac{1}{T}\sum_t \tau_t`
 
     Args:
         vectors: one per task, of one base.
@@ -37,7 +41,7 @@ def average(vectors: Sequence[TaskVector]) -> TaskVector:
 
 
 def ties(vectors: Sequence[TaskVector], *, density: float = 0.2) -> TaskVector:
-    r"""TIES: trim each vector to its largest entries, elect a sign per entry, average the entries that carry it.
+    r"""TIES: trim each vector to its largest entries, elect signs, average the entries that agree.
 
     The cut is exact and global, as in the authors' code: one magnitude for the whole vector, such that the share
     `density` of all its entries reaches it. Two extra passes over the files, no sort.
@@ -57,9 +61,9 @@ def ties(vectors: Sequence[TaskVector], *, density: float = 0.2) -> TaskVector:
 
 
 def dare(vectors: Sequence[TaskVector], *, density: float, seed: int = 0) -> TaskVector:
-    r"""DARE: drop entries at random, rescale the rest by 1/density, and add: :math:`\sum_t m_t \odot \tau_t / p`.
+    r"""DARE: drop entries at random, rescale the rest by 1/density, and add.
 
-    Masks are independent between vectors and depend only on the seed, the vector's place in the list, the parameter's
+    :math:`\sum_t m_t \odot \tau_t / p` with :math:`m_t \sim Bernoulli(p)`, entry by entry. Masks are independent between vectors and depend only on the seed, the vector's place in the list, the parameter's
     name and the position: not on threads, shards, or which other parameters there are.
 
     Args:
@@ -101,7 +105,7 @@ def slerp(vectors: Sequence[TaskVector], *, t: float = 0.5) -> TaskVector:
 
 
 def random_like(vectors: Sequence[TaskVector] | TaskVector, *, seed: int = 0) -> TaskVector:
-    r"""Gaussian noise with, in each tensor, the norm the task vector has there: the random-vector baseline.
+    r"""The random-vector baseline: Gaussian noise with the task vector's norm in every tensor.
 
     Args:
         vectors: the task vector to imitate (or a list that holds just it).
