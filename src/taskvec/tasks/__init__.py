@@ -1,6 +1,6 @@
 """Learning tasks: data splits, a frozen head, and how they are scored. One builder function per data set."""
 
 from .metrics import accuracy
-from .task import Head, Split, Task
+from .task import Head, Split, Task, joined
 
-__all__ = ["Head", "Split", "Task", "accuracy"]
+__all__ = ["Head", "Split", "Task", "accuracy", "joined"]

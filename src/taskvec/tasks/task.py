@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,3 +120,22 @@ class Task:
                 "task.with_head(fit(model, base, task, regime=PROBE).head), and keep it frozen from then on."
             )
         return self.head
+
+
+def joined(name: str, tasks: Sequence[Task]) -> Task:
+    """One task from the samples of several that share a head and classes, each split after split.
+
+    Raises:
+        UsageError: no tasks, or heads or classes that differ.
+    """
+    torch = require_torch("Joining tasks")
+    if not tasks or any(t.head is not tasks[0].head or t.classes != tasks[0].classes for t in tasks):
+        raise UsageError(
+            f"cannot join tasks into {name!r}: it takes at least one task, all with one head and its classes."
+        )
+
+    def together(splits: Sequence[Split]) -> Split:
+        return Split(torch.cat([s.inputs for s in splits]), torch.cat([s.labels for s in splits]))
+
+    parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
+    return Task(name, *map(together, parts), head=tasks[0].head, classes=tasks[0].classes)
