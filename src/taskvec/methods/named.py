@@ -37,6 +37,7 @@ def average(vectors: Sequence[TaskVector]) -> TaskVector:
     Reference: Wortsman et al. 2022, arXiv:2203.05482, section 2 (uniform soup).
     Example: ``base + average([cars, dtd])``
     """
+    _count("average", vectors)
     return task_sum(vectors) / len(vectors)
 
 

@@ -83,10 +83,10 @@ def _compute(node: Node, block: Block, summaries: Values, cache: dict[tuple[str,
         return evaluate(node.inputs[0], old, summaries, cache)
     if node.op is RESTRICT:
         return evaluate(node.inputs[0], block, summaries, cache)
-    arrays = [evaluate(n, block, summaries, cache) for n in _ordered(node)]
+    arrays = [evaluate(n, block, summaries, cache) for n in _ordered(node, block.name)]
     if node.op not in ABSENT_IS_NONE:
         arrays = [np.zeros(block.stop - block.start, np.float32) if a is None else a for a in arrays]
-    params = {k: _resolve(v, block.name, summaries) for k, v in _params(node).items()}
+    params = {k: _resolve(v, block.name, summaries) for k, v in _params(node, block.name).items()}
     if node.op.random:
         params["at"] = (block.name, block.start)
     if node.op.works_on == "tensor":
@@ -109,24 +109,27 @@ def _read(node: Node, block: Block) -> np.ndarray:
     return values
 
 
-def _order(node: Node) -> list[int]:
-    """The one order in which a symmetric operation sees its inputs: by what the weights are, not by how they were named."""
-    index = range(len(node.inputs))
+def _order(node: Node, name: str) -> list[int]:
+    """The one order in which a symmetric operation sees its inputs: by what this tensor is, not by how it was named."""
+    index = list(range(len(node.inputs)))
     if len(node.inputs) < 3 and node.op is COMBINE:  # two summands commute exactly
-        return list(index)
+        return index
     if node.op is COMBINE or node.op.symmetric:
-        return sorted(index, key=lambda i: node.inputs[i].digest)
-    return list(index)
+        digests = [n.digest_of(name) for n in node.inputs]
+        if len(set(digests)) < len(digests):  # tensors that look alike where they are sampled: the models decide
+            digests = [d + n.digest for d, n in zip(digests, node.inputs, strict=True)]
+        return sorted(index, key=lambda i: digests[i])
+    return index
 
 
-def _ordered(node: Node) -> list[Node]:
-    return [node.inputs[i] for i in _order(node)]
+def _ordered(node: Node, name: str) -> list[Node]:
+    return [node.inputs[i] for i in _order(node, name)]
 
 
-def _params(node: Node) -> Mapping[str, Any]:
+def _params(node: Node, name: str) -> Mapping[str, Any]:
     if node.op is COMBINE:
         c = node.params["coefficients"]
-        return {"coefficients": tuple(c[i] for i in _order(node))}
+        return {"coefficients": tuple(c[i] for i in _order(node, name))}
     return node.params
 
 

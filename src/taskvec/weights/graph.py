@@ -70,7 +70,32 @@ class Node:
         """Equal digests, equal values, anywhere: built on the fingerprints of the weights. Reads samples of the files."""
         return self._hash(lambda n: n.digest, lambda s: s.fingerprint)
 
-    def _hash(self, of_node: Callable[[Node], str], of_source: Callable[[Source], str]) -> str:
+    def digest_of(self, name: str) -> str:
+        """As `digest`, of one tensor, so that it does not depend on which others there are; empty where it is missing."""
+        if name not in self._digests:
+            self._digests[name] = self._digest_of(name)
+        return self._digests[name]
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {}
+
+    def _digest_of(self, name: str) -> str:
+        if name not in self.spec:
+            return ""
+        if self.op is RESTRICT:
+            return self.inputs[0].digest_of(name)
+        if self.op is RENAME:
+            return self.inputs[0].digest_of(self.params["old"][name])
+
+        def below(node: Node) -> str:
+            return node.digest if node.op.gives == "summary" and node.per == "model" else node.digest_of(name)
+
+        return self._hash(below, lambda s: s.fingerprint_of(name), names=False)
+
+    def _hash(
+        self, of_node: Callable[[Node], str], of_source: Callable[[Source], str], *, names: bool = True
+    ) -> str:  # fmt: skip
         h = hashlib.blake2b(f"{self.op.name} {self.per}".encode(), digest_size=16)
         if self.source is not None:
             h.update(of_source(self.source).encode())
@@ -87,7 +112,7 @@ class Node:
         for name, value in sorted(params.items()):
             said = sorted(value.items()) if isinstance(value, Mapping) else value
             h.update(f"{name}={of_node(value) if isinstance(value, Node) else repr(said)};".encode())
-        if self.op in (RESTRICT, COMBINE):
+        if names and self.op in (RESTRICT, COMBINE):
             h.update(repr(sorted(self.spec)).encode())
         return h.hexdigest()
 

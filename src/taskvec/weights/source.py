@@ -39,6 +39,10 @@ class Source:
     def fingerprint(self) -> str:
         return fingerprint(self)
 
+    def fingerprint_of(self, name: str) -> str:
+        """As `fingerprint`, of one tensor."""
+        return _sampled(self, [name])
+
 
 def fingerprint(source: Source) -> str:
     """A hex digest of the weights: names, shapes, formats and three samples of 64 values of every tensor.
@@ -46,8 +50,12 @@ def fingerprint(source: Source) -> str:
     Independent of file format, sharding, order and paths; reads a few hundred bytes a tensor. It tells bases apart, it
     is no proof against tampering (the sha256 of the files is recorded for that).
     """
+    return _sampled(source, sorted(source.spec))
+
+
+def _sampled(source: Source, names: list[str]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(source.spec):
+    for name in names:
         tensor = source.spec[name]
         digest.update(f"{len(name)}:{name}:{tensor}".encode())
         n = tensor.size
@@ -97,7 +105,7 @@ class MemorySource(Source):
 
 
 def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return np.ascontiguousarray(value).reshape(value.shape)  # it would make a scalar a vector of one
     if not hasattr(value, "detach"):
         raise InputError(f"{label}: {name!r} is a {type(value).__name__}, expected a NumPy array or a torch tensor.")

@@ -56,7 +56,8 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
         if n.op is graph.MOVE:
             return text(n.inputs[0]) + signed(n.inputs[1])
         if n.op is graph.COMBINE:
-            return signed(n).removeprefix(" + ") if graph.terms(n) else f"0 * {next(iter(names.values()), 'nothing')}"
+            said = signed(n).removeprefix(" + ") or nothing()
+            return f"-{said[3:]}" if said.startswith(" - ") else said
         if n.op is graph.RESTRICT:
             return f"restrict({text(n.inputs[0])}, {n.params['select']!r})"
         if n.op is graph.RENAME:
@@ -70,6 +71,12 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
         )
         return f"{n.op.name}({inner}{params})"
 
+    def nothing() -> str:
+        """A sum without terms: zero times a vector at hand."""
+        some = next((n for n in walk(node) if n.op is graph.DIFFERENCE), None)
+        first = next(iter(names.values()), None)
+        return f"0 * ({text(some)})" if some else f"{first} - {first}" if first else "0 * nothing"
+
     def operand(n: Node) -> str:
         return f"({text(n)})" if n.op in (graph.DIFFERENCE, graph.COMBINE, graph.MOVE) else text(n)
 
@@ -78,7 +85,7 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
         for term, c in graph.terms(vector):
             factor = "" if abs(c) == 1 else f"{number(abs(c))} * "
             out += f" {'-' if c < 0 else '+'} {factor}{operand(term)}"
-        return out.replace(" - ", "-", 1) if out.startswith(" - ") and vector is node else out
+        return out
 
     return text(node)
 
