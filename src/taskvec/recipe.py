@@ -174,7 +174,10 @@ def _build(node: ast.expr, names: Mapping[str, Value], text: str) -> Any:
                 known = ", ".join(names) or "none"
                 raise UnknownName(f"unknown name {name!r} in the expression; known are: {known}.{hint}") from None
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise UsageError("a number in the expression has more digits than a coefficient can hold.") from None
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             return -_build(inner, names, text)
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
@@ -232,6 +235,8 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], names: M
     allowed = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given: dict[str, Any] = {}
     for keyword in keywords:
+        if keyword.arg in given:
+            raise UsageError(f"{name}: {keyword.arg} is given twice.")
         if keyword.arg not in allowed:
             known = ", ".join(allowed) or "none"
             hint = nearest(keyword.arg or "", allowed)
@@ -239,7 +244,7 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], names: M
         number = _build(keyword.value, {}, text)
         if not isinstance(number, float):
             raise UsageError(f"{name}: {keyword.arg} must be a number.")
-        given[keyword.arg] = int(number) if keyword.arg == "seed" and number.is_integer() else number
+        given[keyword.arg] = _whole(keyword.value, number, name) if keyword.arg == "seed" else number
     required = [
         p.name
         for p in inspect.signature(method).parameters.values()
@@ -248,6 +253,15 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], names: M
     if required:
         raise UsageError(f"{name} needs {', '.join(required)}, for example {name}([a, b], {required[0]}=0.2).")
     return method(vectors, **given)
+
+
+def _whole(node: ast.expr, number: float, method: str) -> int:
+    """A seed; written out, it may have more digits than a float holds."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if not number.is_integer():
+        raise UsageError(f"{method}: seed must be a whole number, got {number:g}.")
+    return int(number)
 
 
 def _function(
@@ -299,8 +313,10 @@ def _yaml(path: Path) -> dict[Any, Any]:
             seen: set[Any] = set()
             for key_node, _ in node.value:
                 key = self.construct_object(key_node, deep=True)
-                if not isinstance(key, str) or key in seen:
-                    what = "is given twice" if key in seen else "is not a text"
+                if not isinstance(key, str) or key in seen or key == "<<":
+                    what = (
+                        "is not a text" if not isinstance(key, str) else "is given twice" if key in seen else "merges"
+                    )
                     raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {what}", key_node.start_mark)
                 seen.add(key)
             return super().construct_mapping(node, deep)
@@ -310,7 +326,8 @@ def _yaml(path: Path) -> dict[Any, Any]:
             table = yaml.load(f, Strict)
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        # The last three come from values such as 2001-99-99 or `!!int x`, which PyYAML converts without looking.
         said = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
         raise UsageError(f"{path} is not a recipe: {said}.") from None
     if not isinstance(table, dict):
