@@ -8,6 +8,7 @@ header ``{name: {dtype, shape, data_offsets}}``; the data, contiguous.
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import weakref
@@ -22,6 +23,7 @@ from ..errors import InputError, NotACheckpoint
 from .dtypes import DTYPES, TensorSpec
 
 MAX_HEADER = 100_000_000
+MAX_DIMENSIONS = 64  # of a NumPy array
 PAGE = 4096
 MAX_READ = 1 << 30  # Linux transfers at most 2 GiB in one call
 
@@ -35,6 +37,16 @@ class Header:
     metadata: Mapping[str, str]
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`, which keeps the last of equal keys: refuse them."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+        raise NotACheckpoint(f"names {twice!r} twice")
+    return found
+
+
 def parse_header(head: bytes, size: int, label: str) -> Header:
     """Check a header against the file it heads; `head` is the JSON text, `size` the file's length in bytes.
 
@@ -45,25 +57,20 @@ def parse_header(head: bytes, size: int, label: str) -> Header:
     def bad(what: str) -> NotACheckpoint:
         return NotACheckpoint(f"{label} is not a sound safetensors file: {what}.")
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-            raise bad(f"the header names {twice!r} twice")
-        return found
-
     try:
         table = json.loads(head.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        if isinstance(error, NotACheckpoint):
-            raise
+    except NotACheckpoint as error:
+        raise bad(f"the header {error}") from None
+    except (ValueError, RecursionError) as error:
         raise bad(f"the header is not JSON ({type(error).__name__})") from None
     if not isinstance(table, dict):
         raise bad(f"the header is a JSON {type(table).__name__}, expected an object")
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise bad("__metadata__ is not a table of texts")
+    for text in (*table, *metadata, *metadata.values()):
+        if not _is_text(text):
+            raise bad(f"the name or __metadata__ text {text[:80]!r} holds half a surrogate pair")
     spec: dict[str, TensorSpec] = {}
     extent: list[tuple[int, int, str]] = []
     for name, entry in table.items():
@@ -80,11 +87,20 @@ def parse_header(head: bytes, size: int, label: str) -> Header:
     return Header(spec, {name: start + begin for begin, _, name in extent}, metadata)
 
 
+def _is_text(text: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can spell and no file or terminal can take."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _entry(name: str, entry: Any, bad: Any) -> tuple[TensorSpec, int, int]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise bad(f"tensor {name!r} has the unknown number format {dtype!r}; known are {', '.join(DTYPES)}")
 
     def counts(values: Any) -> bool:
@@ -92,6 +108,8 @@ def _entry(name: str, entry: Any, bad: Any) -> tuple[TensorSpec, int, int]:
 
     if not counts(shape):
         raise bad(f"tensor {name!r} has the shape {shape!r}, expected a list of whole numbers")
+    if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
+        raise bad(f"tensor {name!r} has a shape of {len(shape)} dimensions that no array can have")
     if not counts(offsets) or len(offsets) != 2:
         raise bad(f"tensor {name!r} has the offsets {offsets!r}, expected two whole numbers")
     tensor = TensorSpec(dtype, tuple(shape))
@@ -107,6 +125,8 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, label: str):
         self.path, self.label = path, label
+        if path.exists() and not path.is_file():
+            raise InputError(f"cannot open {label}: it is not a regular file.")
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
@@ -114,7 +134,8 @@ class SafetensorsFile:
         self._close = weakref.finalize(self, os.close, self._fd)
         size = os.fstat(self._fd).st_size
         first = os.pread(self._fd, 64, 0)
-        kind = _disguise(first)
+        # The first bytes are a length and can look like anything, a pickle's included; a header begins with a brace.
+        kind = "" if first[8:9] == b"{" else _disguise(first)
         if kind or len(first) < 8:
             raise NotACheckpoint(f"{label} is not a safetensors file: {kind or f'only {size} bytes long'}.")
         (length,) = struct.unpack("<Q", first[:8])

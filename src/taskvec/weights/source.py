@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 
 from ..errors import InputError, NotACheckpoint, UsageError, missing_extra, some
 from .dtypes import NAMES, TensorSpec
-from .safetensors import SafetensorsFile
+from .safetensors import SafetensorsFile, unique
 
 SAMPLE = 64  # values hashed at the beginning, middle and end of each tensor
 
@@ -111,7 +113,10 @@ def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
         raise InputError(f"{label}: {name!r} is a {type(value).__name__}, expected a NumPy array or a torch tensor.")
     import torch
 
-    tensor = value.detach().cpu().contiguous()
+    try:
+        tensor = value.detach().cpu().contiguous()
+    except (RuntimeError, NotImplementedError, TypeError):  # sparse, quantised, or without data (device "meta")
+        raise InputError(f"{label}: tensor {name!r} is not a plain dense tensor with data.") from None
     odd = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.int8, torch.float8_e5m2: torch.int8}
     if tensor.dtype not in odd:
         return tensor.numpy()
@@ -139,7 +144,7 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     if path.is_dir():
         return _open_folder(path, label)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        return _open_pickles([path], label)
+        return _open_pickles({path: None}, label)
     return FileSource([SafetensorsFile(path, str(path))], label)
 
 
@@ -179,10 +184,10 @@ def _open_folder(folder: Path, label: str) -> Source:
         else:
             continue
         if suffix == ".bin":
-            return _open_pickles(list(chosen), label, folder)
+            return _open_pickles(chosen, label, folder)
         shards = [SafetensorsFile(f, str(f)) for f in chosen]
         for shard, promised in zip(shards, chosen.values(), strict=True):
-            _check_index(folder, shard, promised)
+            _check_index(folder, shard.path, set(shard.header.spec), promised)
         return FileSource(shards, label, folder)
     raise NotACheckpoint(
         f"{folder} holds no weights: expected model.safetensors, an index with shards, or pytorch_model.bin."
@@ -192,11 +197,15 @@ def _open_folder(folder: Path, label: str) -> Source:
 def _indexed(folder: Path, index: Path) -> dict[Path, set[str] | None]:
     """Shard -> names the index promises in it. A shard must lie in the folder itself."""
     try:
-        table = json.loads(index.read_text(encoding="utf-8"))
+        table = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)
         weight_map = table["weight_map"]
         entries = list(weight_map.items())
+    except NotACheckpoint as error:
+        raise NotACheckpoint(f"{index} {error}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NotACheckpoint(f"{index} is not an index of shards ({type(error).__name__}).") from None
+    if not entries:
+        raise NotACheckpoint(f"{index} names no tensor.")
     shards: dict[Path, set[str] | None] = {}
     for name, file in entries:
         if not isinstance(file, str) or not file or any(c in file for c in "/\\\0") or file in (".", ".."):
@@ -223,25 +232,41 @@ def _inside(path: Path, folder: Path) -> bool:
     return cache.name == "snapshots" and real.parent == (cache.parent / "blobs").resolve()
 
 
-def _check_index(folder: Path, shard: SafetensorsFile, promised: set[str] | None) -> None:
-    if promised is None:
-        return
-    held = set(shard.header.spec)
-    if held != promised:
+def _check_index(folder: Path, shard: Path, held: set[str], promised: set[str] | None) -> None:
+    if promised is not None and held != promised:
         raise NotACheckpoint(
-            f"{folder}: the index and the shard {shard.path.name} disagree: "
+            f"{folder}: the index and the shard {shard.name} disagree: "
             f"{len(promised - held)} names only in the index ({some(sorted(promised - held))}), "
             f"{len(held - promised)} only in the shard ({some(sorted(held - promised))})."
         )
 
 
-def _open_pickles(paths: list[Path], label: str, folder: Path | None = None) -> Source:
+def _open_pickles(paths: Mapping[Path, set[str] | None], label: str, folder: Path | None = None) -> Source:
     weights: dict[str, Any] = {}
-    for path in paths:
-        weights.update(_load_pickle(path))
+    for path, promised in paths.items():
+        loaded = _load_pickle(path)
+        _check_index(path.parent, path, set(loaded), promised)
+        weights.update(loaded)
     source = MemorySource(weights, label, copy=False, files=tuple(paths))
     source.folder = folder
     return source
+
+
+def _check_archive(path: Path) -> None:
+    """Check what torch does not: the checksums of the zip archive, and that nothing in it unpacks to more than it is."""
+    if not path.is_file():
+        raise InputError(f"cannot open {path}: it is not a regular file.")
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise NotACheckpoint(f"{path} unpacks to more than its size; a PyTorch checkpoint is not compressed.")
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise NotACheckpoint(f"{path} is a damaged PyTorch checkpoint ({error}).") from None
+    if broken:
+        raise NotACheckpoint(f"{path} is a damaged PyTorch checkpoint: the checksum of its part {broken!r} is wrong.")
 
 
 def _load_pickle(path: Path) -> Mapping[str, Any]:
@@ -256,6 +281,7 @@ def _load_pickle(path: Path) -> Mapping[str, Any]:
             f"{path}: reading pickles with torch {torch.__version__} is unsafe (CVE-2025-32434, CVE-2026-24747). "
             "Install torch >= 2.10, or convert the file to safetensors."
         )
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
