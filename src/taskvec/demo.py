@@ -80,11 +80,11 @@ def digits_setting(*, seed: int = 0, quick: bool = False) -> Setting:
     # A head as wide as the features; pre-training shapes both.
     plain = digits(Head.random(10, 64, generator=generator), part="pretrain", seed=seed)
     spec = TrainSpec(steps=4 if quick else 900, lr=2e-3, weight_decay=0.05, seed=seed)
-    augment = functools.partial(jitter, domains=("rotated", "mirrored"), share=0.25)
+    augment = functools.partial(jitter, domains=("rotated", "mirrored"), share=0.1)
     start = Checkpoint.of(model, label="initial")
     made = fit(model, start, plain, regime=PRETRAIN, spec=spec, augment=augment, label="base")
     tune = TrainSpec(steps=3 if quick else 120, lr=3e-4, seed=seed)
-    brief = TrainSpec(steps=3 if quick else 40, lr=3e-4, batch=32, seed=seed)
+    brief = TrainSpec(steps=3 if quick else 80, lr=2e-4, batch=32, seed=seed)
     forget = 3
     task = functools.partial(digits, made.head, seed=seed)
     target = task(keep={forget}, name=f"digit {forget}")
@@ -165,7 +165,7 @@ def run(
             setting = digits_setting(seed=seed, quick=quick)
         for sentence in setting.told:
             _say(console, sentence)
-        vectors = _vectors(setting, console)
+        vectors = task_vectors(setting, console)
         results = answers(setting, vectors, seed=seed, tell=lambda result: _tell(console, result))
     finally:
         torch.set_num_threads(threads)
@@ -224,7 +224,7 @@ def answers(
     return results
 
 
-def _vectors(setting: Setting, console: Console | None = None) -> dict[str, TaskVector]:
+def task_vectors(setting: Setting, console: Console | None = None) -> dict[str, TaskVector]:
     """Fine-tune once per task and subtract: every vector that the three questions need, by task name."""
     from rich.markup import escape
 

@@ -1,0 +1,241 @@
+"""Sweeps equal merges; coefficients come from validation; the test split is read once per row."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from taskvec.errors import BaseMismatch, KeyMismatch, UsageError
+from taskvec.models.vit import small_vit
+from taskvec.protocols import addition, analogy, geometry, negation
+from taskvec.protocols.negation import constrained_minimum
+from taskvec.results import read_result
+from taskvec.search import along, curves, grid
+from taskvec.tasks import Head, Split, Task
+from taskvec.weights import Checkpoint
+
+torch.set_num_threads(1)  # tensors this small only wait for each other on several threads
+
+# ---- sweep ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def point():
+    model = small_vit(width=16, depth=2, generator=torch.Generator().manual_seed(0))
+    base = Checkpoint.of(model, label="base")
+    noise = np.random.default_rng(0)
+    tuned = {n: (a + noise.standard_normal(a.shape).astype(np.float32)) for n, a in base.arrays().items()}
+    return model, base, Checkpoint.of(tuned, label="tuned") - base
+
+
+def test_a_sweep_equals_merging_bit_for_bit(point):
+    model, base, vector = point
+    coefficients = (0.3, 0.0, 1.0, -0.7, 1 / 3)  # in no order, so that drift would show
+    for c, params in zip(coefficients, along(base, vector, coefficients, like=model), strict=True):
+        merged = (base + c * vector).arrays()
+        assert set(merged) == set(params)
+        for name, array in merged.items():
+            assert params[name].numpy().tobytes() == array.tobytes(), (c, name)
+
+
+def test_coefficient_zero_gives_the_bytes_of_the_base(point):
+    model, base, vector = point
+    *_, params = along(base, vector, (5.0, 0.0), like=model)
+    assert all(params[n].numpy().tobytes() == a.tobytes() for n, a in base.arrays().items())
+
+
+def test_a_partial_vector_moves_its_names_only(point):
+    model, base, vector = point
+    (params,) = along(base, vector.restrict("*.attn.*"), (1.0,), like=model)
+    moved = {n for n, a in base.arrays().items() if params[n].numpy().tobytes() != a.tobytes()}
+    assert moved == {n for n in base.names if ".attn." in n}
+
+
+def test_a_sweep_refuses_foreign_vectors_and_models(point):
+    _, base, vector = point
+    other = Checkpoint.of({n: a + 1 for n, a in base.arrays().items()}, label="other")
+    with pytest.raises(BaseMismatch):
+        next(along(other, vector, (1.0,)))
+    wide = small_vit(width=32, depth=2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(KeyMismatch):
+        next(along(base, vector, (1.0,), like=wide))
+
+
+def test_grid():
+    assert grid(0, 1, 21)[3] == 0.15 and len(grid(0, 1, 21)) == 21 and grid(0, 1, 21)[-1] == 1.0
+    for wrong in ((0, 1, 1), (1, 0, 5), (0, float("inf"), 5)):
+        with pytest.raises(UsageError):
+            grid(*wrong)
+
+
+# ---- choosing ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_constrained_minimum_of_a_hand_made_curve():
+    target = [0.9, 0.6, 0.3, 0.3, 0.0]
+    control = [0.8, 0.79, 0.76, 0.77, 0.2]
+    coefficients = (0.0, 0.5, 1.0, 1.5, 2.0)
+    assert constrained_minimum(target, control, floor=0.76, coefficients=coefficients) == 2  # smallest of equals
+    assert constrained_minimum(target, control, floor=0.95 * 0.8, coefficients=coefficients) == 2  # exactly 95 %
+    assert constrained_minimum(target, control, floor=0.78, coefficients=coefficients) == 1
+    assert constrained_minimum(target, control, floor=0.0, coefficients=coefficients) == 4
+    assert constrained_minimum(target, control, floor=0.9, coefficients=coefficients) == 0  # none: leave the base
+    assert constrained_minimum([0.1, 0.9], [0.1, 0.1], floor=0.9, coefficients=(-1.0, 0.0)) == 1
+
+
+# ---- protocols on a model whose answers are known -----------------------------------------------------------------------
+#
+# Features are W x with W = 0 at the base; the head is the identity, so class 0 wins at the base (ties go to the first).
+# Input e_k has label k. The vector of task k has a single one at [label, k]: it teaches input k its label and nothing else.
+
+
+class Counted(Split):
+    """A split that counts how often its inputs are read."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "reads", 0)
+
+    def __getattribute__(self, name):
+        if name == "inputs":
+            object.__setattr__(self, "reads", object.__getattribute__(self, "reads") + 1)
+        return super().__getattribute__(name)
+
+
+MODEL = nn.Linear(4, 4, bias=False)
+BASE = Checkpoint.of({"weight": np.zeros((4, 4), np.float32)}, label="base")
+
+
+def teach(*cells):
+    w = np.zeros((4, 4), np.float32)
+    for k in cells:
+        w[k, k] = 1.0
+    return Checkpoint.of({"weight": w}, label="+".join(map(str, cells))) - BASE
+
+
+def known(name, *cells, test=None):
+    def split(cells, n, kind):
+        return kind(torch.eye(4)[list(cells)].repeat(n, 1), torch.tensor(list(cells)).repeat(n))
+
+    classes = ("0", "1", "2", "3")
+    head = Head(torch.eye(4), torch.zeros(4))
+    hidden = split(test or cells, 5, Counted)
+    return Task(name, split(cells, 3, Split), split(cells, 3, Counted), hidden, head, classes)
+
+
+def test_addition_of_tasks_that_do_not_meet_is_exact():
+    tasks = [known("one", 1), known("two", 2)]
+    vectors = {"one": teach(1), "two": teach(2)}
+    found = addition(MODEL, BASE, vectors, tasks, methods={"nothing": 0.0 * teach(1)}, coefficients=grid(0, 1, 5))
+    assert [r.name for r in found.rows] == ["base", "fine-tuned", "random vector", "task arithmetic", "nothing"]
+    assert found.row("base").mean.value == 0 and found.row("base").mean_normalised == 0
+    assert found.row("fine-tuned").normalised == {"one": 1.0, "two": 1.0}
+    added = found.row("task arithmetic")
+    assert added.mean.value == 1.0 and added.mean_normalised == 1.0
+    assert added.coefficient == 0.25  # the smallest that reaches the largest validation mean
+    assert added.curve.split == "validation" and added.curve.scores["one"][0].n == 3
+    assert found.row("nothing").coefficient == 0.0
+    assert added.scores["one"].n == 5
+
+
+def test_negation_forgets_the_target_and_keeps_the_control():
+    start = Checkpoint.of({"weight": np.diag([0.0, 1.0, 2.0, 1.0]).astype(np.float32)}, label="base")
+    tau = Checkpoint.of({"weight": np.diag([0.0, 3.0, 3.0, 1.0]).astype(np.float32)}, label="tuned") - start
+    target, control = known("target", 1), known("control", 2)
+    # At 0.5 the target is at or below zero and the control is still above; from 2 on both are gone.
+    found = negation(MODEL, start, tau, target=target, control=control, coefficients=(0.0, 0.25, 0.5, 1.0, 3.0))
+    row = found.row("task arithmetic")
+    assert (row.scores["target"].value, row.scores["control"].value, row.coefficient) == (0.0, 1.0, 0.5)
+    assert found.row("base").scores["target"].value == 1.0
+    strict = negation(MODEL, start, tau, target=target, control=control, coefficients=(3.0,))
+    assert strict.row("task arithmetic").coefficient == 0.0
+    assert strict.row("task arithmetic").scores == strict.row("base").scores
+    assert "no coefficient" in strict.row("task arithmetic").note
+
+
+def test_gradient_ascent_is_added_and_tuned_by_the_same_rule():
+    start = Checkpoint.of({"weight": np.diag([0.0, 1.0, 2.0, 1.0]).astype(np.float32)}, label="base")
+    up = Checkpoint.of({"weight": np.diag([0.0, -1.0, 2.0, 1.0]).astype(np.float32)}, label="up") - start
+    found = negation(
+        MODEL, start, -up, target=known("target", 1), control=known("control", 2), ascent=up, coefficients=(0.5, 1.0)
+    )
+    assert [r.name for r in found.rows][2:] == ["random vector", "gradient ascent", "task arithmetic"]
+    assert found.row("gradient ascent").coefficient == found.row("task arithmetic").coefficient == 0.5
+
+
+def test_analogy_is_exact_where_the_cells_add_up():
+    # A teaches 1; B teaches 1 and 2; C teaches 1 and 3; D asks for 2 and 3.
+    d = known("d", 2, 3)
+    cells = {"A": "a", "B": "b", "C": "c", "D": "d"}
+    found = analogy(
+        MODEL, BASE, a=teach(1), b=teach(1, 2), c=teach(1, 3), task=d, cells=cells, target_tuned=teach(2, 3)
+    )
+    values = {r.name: r.mean.value for r in found.rows if r.name != "random vector"}
+    assert values == {"base": 0.0, "source": 0.5, "analogy": 1.0, "target-tuned": 1.0}
+    assert found.row("source").note.startswith("trained on b; the best on validation of 2")
+
+
+def test_each_row_reads_the_test_split_once_and_training_data_never():
+    class Forbidden(Split):
+        def __getattribute__(self, name):
+            if name in ("inputs", "labels"):
+                raise AssertionError(f"a protocol read {name} of the training data")
+            return super().__getattribute__(name)
+
+        def __post_init__(self):
+            pass
+
+    def guarded(task):
+        return Task(task.name, Forbidden(task.train.inputs, task.train.labels), task.validation, task.test,
+                    task.head, task.classes)  # fmt: skip
+
+    one, two = guarded(known("one", 1)), guarded(known("two", 2))
+    found = addition(MODEL, BASE, {"one": teach(1), "two": teach(2)}, [one, two])
+    assert object.__getattribute__(one.test, "reads") == object.__getattribute__(two.test, "reads") == len(found.rows)
+    target, control = guarded(known("t", 1)), guarded(known("c", 2))
+    found = negation(MODEL, BASE, teach(1), target=target, control=control, ascent=-teach(1))
+    assert object.__getattribute__(target.test, "reads") == len(found.rows) == 5
+    d = guarded(known("d", 2))
+    found = analogy(MODEL, BASE, a=teach(1), b=teach(2), c=teach(1), task=d, cells={}, target_tuned=teach(2))
+    assert object.__getattribute__(d.test, "reads") == len(found.rows) == 5
+
+
+def test_no_choice_depends_on_the_test_split():
+    usual, swapped = known("one", 1), known("one", 1, test=(3,))
+    first, second = (addition(MODEL, BASE, {"one": teach(1)}, [t]) for t in (usual, swapped))
+    assert first.row("task arithmetic").curve == second.row("task arithmetic").curve
+    assert first.row("task arithmetic").scores != second.row("task arithmetic").scores
+
+
+def test_curves_read_what_they_are_given():
+    task = known("one", 1)
+    found = curves(MODEL, BASE, teach(1), {"v": (task.validation, task.head)}, coefficients=(0.0, 1.0))
+    assert [s.value for s in found["v"]] == [0.0, 1.0]
+    assert object.__getattribute__(task.test, "reads") == 0
+
+
+def test_protocols_refuse_what_does_not_correspond():
+    with pytest.raises(UsageError, match="one vector per task"):
+        addition(MODEL, BASE, {"one": teach(1)}, [known("two", 2)])
+    with pytest.raises(UsageError, match="name of its own"):
+        negation(MODEL, BASE, teach(1), target=known("same", 1), control=known("same", 2))
+    with pytest.raises(UsageError, match="control_share"):
+        negation(MODEL, BASE, teach(1), target=known("a", 1), control=known("b", 2), control_share=95)
+    with pytest.raises(UsageError, match="no coefficients"):
+        addition(MODEL, BASE, {"one": teach(1)}, [known("one", 1)], coefficients=())
+    with pytest.raises(UsageError, match="at least one"):
+        geometry({})
+
+
+def test_geometry_of_known_vectors(tmp_path):
+    start = Checkpoint.of({"weight": np.full((4, 4), 0.5, np.float32)}, label="base")
+    found = geometry({"a": 3 * teach(1), "b": teach(1, 2), "c": -teach(3)}, base=start)
+    assert found.norms == pytest.approx((3.0, 2**0.5, 1.0)) and found.base_norm == pytest.approx(2.0)
+    expected = [[1, 0.5**0.5, 0], [0.5**0.5, 1, 0], [0, 0, 1]]
+    assert np.allclose(found.cosine, expected)
+    assert read_result(found.write(tmp_path / "g.json")) == found
+
+
+def test_results_come_back_from_json(tmp_path):
+    found = addition(MODEL, BASE, {"one": teach(1)}, [known("one", 1)], seed=3)
+    assert read_result(found.write(tmp_path / "r.json")) == found
+    assert found.provenance.seed == 3 and found.provenance.inputs["base"] == BASE.fingerprint()

@@ -1,0 +1,177 @@
+"""The loop: what changes, what stays, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from taskvec.errors import KeyMismatch, NonFinite, UsageError
+from taskvec.models import bind, tensors
+from taskvec.models.vit import small_vit
+from taskvec.select import matching
+from taskvec.tasks import Head, Split, Task, accuracy
+from taskvec.training import PRETRAIN, PROBE, STANDARD, Regime, TrainSpec, fit
+from taskvec.weights import Checkpoint
+
+torch.set_num_threads(1)  # tensors this small only wait for each other on several threads
+
+QUICK = TrainSpec(steps=4, lr=1e-2, batch=8)
+
+
+class Untouchable(Split):
+    """A split that fails when it is read."""
+
+    def __post_init__(self):
+        pass
+
+    def __getattribute__(self, name):
+        if name in ("inputs", "labels"):
+            raise AssertionError(f"read {name} of a split that training must not see")
+        return super().__getattribute__(name)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_vit(width=8, depth=1, heads=2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def base(model):
+    return Checkpoint.of(model, label="base")
+
+
+@pytest.fixture(scope="module")
+def task():
+    g = torch.Generator().manual_seed(1)
+    labels = torch.randint(3, (40,), generator=g)
+    inputs = torch.rand(40, 1, 8, 8, generator=g)
+    for k in range(3):  # class k is bright in row k
+        inputs[labels == k, :, k] += 2.0
+    hidden = Untouchable(inputs, labels)
+    return Task("rows", Split(inputs, labels), hidden, hidden, Head.random(3, 8, generator=g), ("0", "1", "2"))
+
+
+def same(a: Checkpoint, b: Checkpoint) -> set[str]:
+    x, y = a.arrays(), b.arrays()
+    assert set(x) == set(y)
+    return {n for n in x if x[n].tobytes() == y[n].tobytes()}
+
+
+def test_standard_trains_every_weight_and_not_the_head(model, base, task):
+    module = {n: t.clone() for n, t in model.state_dict().items()}
+    made = fit(model, base, task, spec=QUICK)
+    assert same(made.checkpoint, base) == set()
+    assert torch.equal(made.head.weight, task.head.weight)
+    assert all(torch.equal(t, module[n]) for n, t in model.state_dict().items())
+    assert made.checkpoint.names == base.names and made.checkpoint.label == "rows"
+
+
+def test_the_seed_decides_every_bit_and_global_randomness_stays_out(model, base, task):
+    state = torch.get_rng_state()
+    first = fit(model, base, task, spec=QUICK)
+    torch.rand(3)
+    second = fit(model, base, task, spec=QUICK)
+    other = fit(model, base, task, spec=TrainSpec(steps=4, lr=1e-2, batch=8, seed=1))
+    torch.set_rng_state(state)
+    assert first.losses == second.losses and same(first.checkpoint, second.checkpoint) == set(base.names)
+    assert first.losses != other.losses
+    fit(model, base, task, spec=QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_learns(model, base, task):
+    made = fit(model, base, task, spec=TrainSpec(steps=60, lr=1e-2, batch=16))
+    f = bind(model)
+    before, after = (accuracy(f, tensors(c), task.train, task.head) for c in (base, made.checkpoint))
+    assert after.value > max(0.9, before.value)
+    assert np.mean(made.losses[-5:]) < 0.5 * made.losses[0]
+
+
+def test_ascent_raises_the_loss_that_descent_lowers(model, base, task):
+    down, up = (fit(model, base, task, spec=TrainSpec(steps=10, lr=1e-2, batch=40), ascent=a) for a in (False, True))
+    assert down.losses[0] == up.losses[0]
+    assert down.losses[-1] < down.losses[0] < up.losses[-1]
+
+
+def test_probe_trains_the_head_alone_and_keeps_the_bytes(model, base, task):
+    made = fit(model, base, task, regime=PROBE, spec=QUICK)
+    assert same(made.checkpoint, base) == set(base.names)
+    assert not torch.equal(made.head.weight, task.head.weight)
+    assert (made.checkpoint - base).norm() == 0
+
+
+def test_probe_makes_a_head_where_there_is_none(model, base, task):
+    bare = Task("bare", task.train, task.validation, task.test, None, task.classes)
+    made = fit(model, base, bare, regime=PROBE, spec=TrainSpec(steps=60, lr=5e-2))
+    assert made.head.weight.shape == (3, 8)
+    assert made.losses[0] == pytest.approx(np.log(3)) and made.losses[-1] < made.losses[0]
+    with pytest.raises(UsageError, match="has no head"):
+        fit(model, base, bare, regime=STANDARD, spec=QUICK)
+
+
+def test_pretraining_moves_both(model, base, task):
+    made = fit(model, base, task, regime=PRETRAIN, spec=QUICK)
+    assert same(made.checkpoint, base) == set() and not torch.equal(made.head.weight, task.head.weight)
+
+
+def test_a_regime_trains_what_it_selects(model, base, task):
+    attention = Regime("attention", matching("*.attn.*.weight"))
+    made = fit(model, base, task, regime=attention, spec=QUICK)
+    moved = set(base.names) - same(made.checkpoint, base)
+    assert moved == {"blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight"}
+
+
+def test_an_empty_selection_is_refused(model, base, task):
+    with pytest.raises(UsageError, match="selects no parameter"):
+        fit(model, base, task, regime=Regime("typo", matching("*.atn.*")), spec=QUICK)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        self.b.weight = self.a.weight
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.norm(self.b(self.a(x)))
+
+
+def test_tied_weights_stay_tied_and_buffers_stay():
+    model = Tied()
+    base = Checkpoint.of(model)
+    split = Split(torch.rand(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2)
+    task = Task("t", split, split, split, Head(torch.rand(2, 4), torch.zeros(2)), ("0", "1"))
+    made = fit(model, base, task, spec=QUICK).checkpoint
+    assert made.array("a.weight").tobytes() == made.array("b.weight").tobytes() != base.array("a.weight").tobytes()
+    kept = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert same(made, base) == kept
+
+
+def test_inputs_that_are_not_finite_are_named(model, base, task):
+    broken = Split(torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(NonFinite, match="step 1 of 4"):
+        fit(model, base, Task("broken", broken, broken, broken, task.head, task.classes), spec=QUICK)
+
+
+def test_a_base_of_another_shape_is_refused(model, task):
+    other = small_vit(width=16, depth=1, heads=2, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(KeyMismatch, match="of another shape"):
+        fit(model, Checkpoint.of(other), task, spec=QUICK)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.5}])
+def test_a_spec_that_means_nothing_is_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        TrainSpec(**wrong)
+
+
+def test_the_augmentation_sees_each_batch(model, base, task):
+    seen = []
+
+    def blank(x, generator):
+        seen.append(len(x))
+        return torch.zeros_like(x)
+
+    fit(model, base, task, spec=QUICK, augment=blank)
+    assert seen == [8, 8, 8, 8]
