@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import keyword
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,7 +67,7 @@ def load(path: str | Path) -> Recipe:
             raise UsageError(
                 f"{path}: unknown key {key!r}; a recipe has recipe, let, output and dtype.{nearest(str(key), known)}"
             )
-    if table.get("recipe") != 1:
+    if table.get("recipe") != 1 or isinstance(table["recipe"], bool):
         raise UsageError(f"{path}: expected `recipe: 1` (the version of the format), got {table.get('recipe')!r}.")
     output, let = table.get("output"), table.get("let", {})
     if not isinstance(output, str):
@@ -101,6 +102,8 @@ def check_name(name: Any) -> str:
     if not isinstance(name, str) or not name.isidentifier():
         hint = f" Write {str(name).replace('-', '_').replace('.', '_')!r}." if isinstance(name, str) else ""
         raise UsageError(f"{name!r} cannot be a name in an expression: use letters, digits and underscores.{hint}")
+    if keyword.iskeyword(name):
+        raise UsageError(f"{name!r} is a word of the expression language's grammar and cannot name an input.")
     if name in METHODS or name in FUNCTIONS:
         raise UsageError(f"{name!r} is the name of a method and cannot name an input; choose another.")
     return name
@@ -234,17 +237,17 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], names: M
             raise NotLinear(f"{name}: {_said(said, text)!r} is {what}. Methods combine task vectors.")
     allowed = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
     given: dict[str, Any] = {}
-    for keyword in keywords:
-        if keyword.arg in given:
-            raise UsageError(f"{name}: {keyword.arg} is given twice.")
-        if keyword.arg not in allowed:
+    for word in keywords:
+        if word.arg in given:
+            raise UsageError(f"{name}: {word.arg} is given twice.")
+        if word.arg not in allowed:
             known = ", ".join(allowed) or "none"
-            hint = nearest(keyword.arg or "", allowed)
-            raise UnknownName(f"{name} has no hyper-parameter {keyword.arg!r}; it has: {known}.{hint}")
-        number = _build(keyword.value, {}, text)
+            hint = nearest(word.arg or "", allowed)
+            raise UnknownName(f"{name} has no hyper-parameter {word.arg!r}; it has: {known}.{hint}")
+        number = _build(word.value, {}, text)
         if not isinstance(number, float):
-            raise UsageError(f"{name}: {keyword.arg} must be a number.")
-        given[keyword.arg] = _whole(keyword.value, number, name) if keyword.arg == "seed" else number
+            raise UsageError(f"{name}: {word.arg} must be a number.")
+        given[word.arg] = _whole(word.value, number, name) if word.arg == "seed" else number
     required = [
         p.name
         for p in inspect.signature(method).parameters.values()

@@ -27,6 +27,7 @@ from .names import NameMatch, floats, match_names, raise_mismatch, same_names
 from .source import MemorySource, Source, open_source
 from .summaries import DOT, NORM
 
+LONGEST_LABEL = 200  # characters; labels are for messages
 VECTOR_KIND, BASE_KEY, PARTIAL_KEY = "taskvec.kind", "taskvec.base", "taskvec.partial"
 
 
@@ -149,10 +150,13 @@ class Checkpoint(_Tensors):
         if mine[0].key == theirs[0].key:  # one origin: the displacement needs no rounding through the point
             spec = floats(self.spec)
             parts = [(v, c) for v, c in ((mine[1], 1.0), (theirs[1], -1.0)) if v is not None]
-            return TaskVector(graph.combine(parts, spec), lineage_, f"{self.label} - {other.label}", self.partial)
+            return TaskVector(
+                graph.combine(parts, spec), lineage_, _short(f"{self.label} - {other.label}"), self.partial
+            )
         partial = self.partial or other.partial
         same_names(floats(self.spec), floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
-        return TaskVector(graph.difference(self.node, other.node), lineage_, f"{self.label} - {other.label}", partial)
+        label = _short(f"{self.label} - {other.label}")
+        return TaskVector(graph.difference(self.node, other.node), lineage_, label, partial)
 
     def __add__(self, other: TaskVector) -> Checkpoint:
         if isinstance(other, Checkpoint):
@@ -416,14 +420,14 @@ def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor
     node = Node(op, tuple(v.node for v in vectors), spec, plain, per=per)
     if op.gives == "summary":
         return Summary(node)
-    return TaskVector(node, base, f"{op.name}({', '.join(v.label for v in vectors)})", partial)
+    return TaskVector(node, base, _short(f"{op.name}({', '.join(v.label for v in vectors)})"), partial)
 
 
 def named(name: str, vectors: Sequence[TaskVector], result: TaskVector, **params: Any) -> TaskVector:
     """Let a composition of steps print as the method it is: ``ties([a, b], density=0.2)``; `explain` shows the steps."""
     op = Op(name, fn=_no_kernel)
     node = Node(op, tuple(v.node for v in vectors), result.spec, params, expansion=result.node)
-    label = f"{name}({', '.join(v.label for v in vectors)})"
+    label = _short(f"{name}({', '.join(v.label for v in vectors)})")
     return TaskVector(node, result.base, label, result.partial)
 
 
@@ -435,7 +439,7 @@ def combined(weighted: list[tuple[TaskVector, float]]) -> TaskVector:
     """``sum_i c_i v_i`` in normal form."""
     vectors = [v for v, _ in weighted]
     spec, base, partial = _meet(vectors)
-    label = vectors[0].label if len(vectors) == 1 else " + ".join(v.label for v in vectors)
+    label = _short(" + ".join(v.label for v in vectors))
     return TaskVector(graph.combine([(v.node, c) for v, c in weighted], spec), base, label, partial)
 
 
@@ -451,6 +455,10 @@ def untouched(node: Node, name: str) -> tuple[Source, str] | None:
             node = node.inputs[0]
         else:
             return None
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
 
 
 def _measure(op: Op, vectors: list[TaskVector]) -> float:

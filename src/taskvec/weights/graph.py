@@ -8,6 +8,7 @@ multiplied out, because ``base + c (finetuned - base)`` and ``(1 - c) base + c f
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..errors import UsageError
 from .dtypes import TensorSpec, wider
 from .source import Source
+
+LARGEST = 100_000  # parts of an expression: a few lines that use each other twice would else print forever
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,18 @@ class Node:
     per: Literal["model", "tensor"] = "model"
     source: Source | None = None
     expansion: Node | None = None
+    written: int = field(init=False, default=1)  # nodes of the expression written out, shared parts each time
+
+    def __post_init__(self) -> None:
+        written = 1 + max(
+            sum(n.written for n in (*self.inputs, *self.params.values()) if isinstance(n, Node)),
+            self.expansion.written if self.expansion is not None else 0,
+        )
+        if written > LARGEST:
+            raise UsageError(
+                f"the expression, written out, has more than {LARGEST:,} parts. Save what it repeats as a file and use that."
+            )
+        object.__setattr__(self, "written", written)
 
     @cached_property
     def key(self) -> str:
@@ -231,6 +247,8 @@ def combine(weighted: list[tuple[Node, float]], spec: Mapping[str, TensorSpec]) 
         for inner, d in terms(node):
             _, before = merged.get(inner.key, (inner, 0.0))
             merged[inner.key] = (inner, before + c * d)
+            if not math.isfinite(before + c * d):
+                raise UsageError(f"a coefficient grows to {before + c * d}; it must be a finite number.")
     kept = [(n, c) for n, c in merged.values() if c != 0.0]
     if len(kept) == 1 and kept[0][1] == 1.0 and set(kept[0][0].spec) == set(spec):
         return kept[0][0]
