@@ -71,7 +71,7 @@ def transformer(
 
 
 def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
-    """A function from texts to token ids of shape ``(n, longest)``, int64, truncated to `max_tokens` and padded.
+    """A function from texts to token ids of shape ``(n, max_tokens)``, int64, truncated and padded on the right.
 
     Raises:
         MissingExtra: transformers is not installed.
@@ -88,7 +88,7 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
     inner.padding_side = "right"  # the encoder cuts padding off the right
 
     def tokenise(texts: Sequence[str]) -> torch.Tensor:
-        encoded = inner(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+        encoded = inner(list(texts), padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt")
         return encoded["input_ids"]
 
     return tokenise
@@ -132,7 +132,9 @@ def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Mod
         raise UsageError(f"pool is {pool!r}; choose 'mean' or 'first'.")
     own = [name for name, _ in inner.named_parameters(recurse=False)]
     if own:
-        raise UsageError(f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet.")
+        raise UsageError(
+            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
+        )
 
     class Encoder(torch.nn.Module):
         """Token ids (n, length) -> features (n, d)."""
@@ -163,7 +165,9 @@ def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Mod
 
         def lower(self, ids: torch.Tensor, layers: int) -> torch.Tensor:
             """States (n, length, d) after the first layers, zero where there is padding."""
-            return by_length(lambda i, kept: self._through(self.embeddings(input_ids=i), kept, 0, layers), ids, ids != pad)
+            return by_length(
+                lambda i, kept: self._through(self.embeddings(input_ids=i), kept, 0, layers), ids, ids != pad
+            )
 
         def upper(self, states: torch.Tensor, layers: int) -> torch.Tensor:
             """Features of what `lower` gave."""
@@ -191,16 +195,14 @@ def by_length(f: Callable[[Any, Any], Any], x: torch.Tensor, kept: torch.Tensor)
 
     def cut(rows: torch.Tensor) -> torch.Tensor:
         longest = max(1, int(kept[rows].sum(1).max()))
-        return f(x[rows, :longest], kept[rows, :longest])
+        out = f(x[rows, :longest], kept[rows, :longest])
+        # Features (n, d) are done; states (n, longest, d) go back to the full length.
+        return out if out.ndim == 2 else torch.nn.functional.pad(out, (0, 0, 0, x.shape[1] - longest))
 
-    rows = torch.arange(len(x))
     if torch.is_grad_enabled() or len(x) <= PIECE:
-        return cut(rows)
+        return cut(torch.arange(len(x)))
     order = kept.sum(1).argsort(stable=True)
-    pieces = [cut(rows) for rows in order.split(PIECE)]
-    if pieces[0].ndim == 3:  # states: back to the full length
-        pieces = [torch.nn.functional.pad(p, (0, 0, 0, x.shape[1] - p.shape[1])) for p in pieces]
-    return torch.cat(pieces)[order.argsort()]
+    return torch.cat([cut(rows) for rows in order.split(PIECE)])[order.argsort()]
 
 
 def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Callable[[torch.Tensor], torch.Tensor]]:
@@ -221,7 +223,9 @@ def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Call
 
     found = getattr(getattr(model, "encoder", None), "layer", ())
     if not hasattr(model, "lower") or not 0 < layers < len(found):
-        raise UsageError(f"cannot cut {type(model).__name__} after {layers} layers: it has {len(found)} of a BERT's form.")
+        raise UsageError(
+            f"cannot cut {type(model).__name__} after {layers} layers: it has {len(found)} of a BERT's form."
+        )
 
     class Upper(torch.nn.Module):
         def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """Sentence classification tasks from plain files: one sentence and one label a line, or CSV.
 
 Read a file (`read_sentences`), then make tasks of it: `sentences_task` for its own labels, `origin_task` for telling several
-files apart, `cloze_task` for unlabelled sentences. All of them split by the same permutation, so that no sentence is in
-the training part of one task and in the test part of another.
+files apart, `order_task` for telling sentences from shuffled ones. All of them split by the same permutation, so that no
+sentence is in the training part of one task and in the test part of another.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import re
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
 Tokenise = Callable[[Sequence[str]], "torch.Tensor"]
-WORD = re.compile(r"[A-Za-z]+")
+QUOTATIONS = ('They say: "terrible, I hated it". I say: ', 'They say: "wonderful, I loved it". I say: ')
 PARTS = (0.6, 0.2, 0.2)  # training, validation, test: a thousand sentences need more than the papers' 10 % for choosing
 
 
@@ -205,44 +203,43 @@ def origin_task(
     return _task(name, rows, tuple(f.name for f in files), tokenise)
 
 
-def frequent_words(files: Sequence[Sentences], count: int, *, parts: tuple[float, float, float] = PARTS, seed: int = 0) -> tuple[str, ...]:  # fmt: skip
-    """The `count` most frequent words of the training parts, ties in alphabetical order: the classes of `cloze_task`."""
-    words: Counter[str] = Counter()
-    for f in files:
-        train, _, _ = split_indices(len(f), parts=parts, seed=seed)
-        words.update(w.lower() for i in train for w in WORD.findall(f.texts[i]))
-    return tuple(w for w, _ in sorted(words.items(), key=lambda item: (-item[1], item[0]))[:count])
-
-
-def cloze_task(
-    sentences: Sentences, words: Sequence[str], *, tokenise: Tokenise, mask: str = "[MASK]", each: int = 3,
-    name: str | None = None, parts: tuple[float, float, float] = PARTS, seed: int = 0,
+def order_task(
+    sentences: Sentences, *, tokenise: Tokenise, name: str = "word order",
+    parts: tuple[float, float, float] = PARTS, seed: int = 0,
 ) -> Task:  # fmt: skip
-    """Name the word that was masked: a task that unlabelled sentences carry in themselves.
+    """Whether the words of a sentence stand in their order or were shuffled; uses no labels.
 
-    Stands in for language modelling where the pre-trained model has no language-model head (the unsupervised vectors of
-    arXiv:2212.04089, section 5). Splits agree with those of `sentences_task`.
+    Half of the sentences, chosen at random, are shuffled. Those of fewer than four words are left out. Splits agree with
+    those of `sentences_task`. After the bigram-shift task of SentEval (arXiv:1805.01070), which swaps two words only.
 
-    Args:
-        words: the classes; only these are masked.
-        mask: the tokenizer's mask token.
-        each: at most this many masked copies of a sentence, each with one word masked.
+    Args: as in `sentences_task`.
     """
-    number = {w: i for i, w in enumerate(words)}
     rng = np.random.default_rng(seed)
     rows: list[tuple[list[str], list[int]]] = []
     for part in split_indices(len(sentences), parts=parts, seed=seed):
-        texts: list[str] = []
-        labels: list[int] = []
+        texts, labels = [], []
         for i in part:
-            sentence = sentences.texts[i]
-            places = [m for m in WORD.finditer(sentence) if m.group().lower() in number]
-            for p in rng.permutation(len(places))[:each]:
-                place = places[p]
-                texts.append(sentence[: place.start()] + mask + sentence[place.end() :])
-                labels.append(number[place.group().lower()])
+            words = sentences.texts[i].split()
+            if len(set(words)) < 4:
+                continue
+            label = int(rng.integers(2))
+            order = np.arange(len(words))
+            while label and [words[j] for j in order] == words:
+                order = rng.permutation(len(words))
+            texts.append(" ".join(words[j] for j in order))
+            labels.append(label)
         rows.append((texts, labels))
-    return _task(name or f"{sentences.name} cloze", rows, tuple(words), tokenise)
+    return _task(name, rows, ("in order", "shuffled"), tokenise)
+
+
+def quoting(sentences: Sentences, *, seed: int = 0) -> Sentences:
+    """The same sentences and labels, each after a quotation of somebody else: of praise or of blame, by a fair coin.
+
+    The coin does not know the label, so the quotation tells nothing; to classify, a model must learn to pass over it.
+    """
+    coins = np.random.default_rng(seed).integers(2, size=len(sentences))
+    texts = tuple(QUOTATIONS[c] + t for c, t in zip(coins, sentences.texts, strict=True))
+    return replace(sentences, name=f"{sentences.name}, quoting", texts=texts)
 
 
 def _task(
