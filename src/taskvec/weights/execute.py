@@ -64,7 +64,9 @@ def evaluate(
     node: Node, block: Block, summaries: Values, cache: dict[tuple[str, str], Any] | None = None
 ) -> np.ndarray | None:
     """The node's values in one block, in working precision; None where the node has no such name (a zero)."""
-    cache = {} if cache is None else cache
+    if cache is None:
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result checks it
+            return evaluate(node, block, summaries, {})
     while node.expansion is not None:
         node = node.expansion
     if block.name not in node.spec:
@@ -171,9 +173,9 @@ def summarise(
 
         def partials(block: Block, group: list[Node] = group) -> dict[str, Any]:
             cache: dict[tuple[str, str], Any] = {}
-            return {
-                n.key: _compute(n, block, values, cache) for n in group if any(block.name in i.spec for i in n.inputs)
-            }
+            used = [n for n in group if any(block.name in i.spec for i in n.inputs)]
+            with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result checks it
+                return {n.key: _compute(n, block, values, cache) for n in used}
 
         # Names are taken in sorted order and results in order of blocks: floating-point sums then never depend on
         # the order of the file or on which thread finished first.

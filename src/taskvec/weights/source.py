@@ -138,7 +138,8 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
         NotACheckpoint: the file is damaged, unsafe or something else.
     """
     path = Path(path)
-    label = label or path.stem or str(path)
+    # File names need not be text; labels go into headers, which must be.
+    label = (label or path.stem or str(path)).encode("utf-8", "replace").decode()
     if not path.exists():
         raise InputError(f"{path} does not exist{_near(path)}.")
     if path.is_dir():

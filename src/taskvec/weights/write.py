@@ -121,6 +121,11 @@ def check_output(path: Path, node: Node, need: int, *, overwrite: bool) -> None:
                 raise UsageError(
                     f"the output {path} is an input ({source.label}); inputs are never written. Name another output."
                 )
+        if source.folder is not None and path.suffix == ".safetensors" and parent.resolve() == source.folder.resolve():
+            raise UsageError(
+                f"the output {path} lies in the input folder {source.folder}, which would then hold two sets of weights. "
+                "Name another output."
+            )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
             raise StorageError(
@@ -150,6 +155,7 @@ def sources(node: Node) -> list[Source]:
 def _staged(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
     """A temporary file or folder beside `path` that takes its place if the block ends well, and vanishes if not."""
     staging = path.absolute().parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    made = [p for p in staging.parents if not p.exists()]
     try:
         staging.parent.mkdir(parents=True, exist_ok=True)
         if folder:
@@ -160,9 +166,14 @@ def _staged(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
         if folder:
             _sync(staging)
             old = staging.with_name(staging.name + ".old")
-            if path.exists() and overwrite and any(path.iterdir()):
-                path.rename(old)
-            staging.rename(path)
+            try:
+                if path.exists() and overwrite and any(path.iterdir()):
+                    path.rename(old)
+                staging.rename(path)
+            except BaseException:
+                if old.exists() and not path.exists():
+                    old.rename(path)
+                raise
             if old.exists():
                 shutil.rmtree(old)
         else:
@@ -176,7 +187,11 @@ def _staged(path: Path, *, folder: bool, overwrite: bool) -> Iterator[Path]:
         if staging.is_dir():
             shutil.rmtree(staging, ignore_errors=True)
         else:
-            staging.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a name too long for the file system, for example
+                staging.unlink(missing_ok=True)
+        for folder_made in made:  # those that hold nothing: the output did not come to be
+            with contextlib.suppress(OSError):
+                folder_made.rmdir()
 
 
 def _sync(path: Path) -> None:
