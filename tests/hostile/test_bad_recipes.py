@@ -166,11 +166,11 @@ def test_expression_is_refused(text, names, tmp_path, monkeypatch):
 
 
 def test_errors_say_where_and_suggest(names):
-    with pytest.raises(UsageError, match="did you mean 'base'|Did you mean 'base'"):
+    with pytest.raises(UsageError, match="Did you mean 'base'"):
         parse("bsae + a", names)
     with pytest.raises(UsageError, match="Did you mean 'ties'"):
         parse("tise([a])", names)
-    with pytest.raises(UsageError, match="density.*Did you mean 'density'"):
+    with pytest.raises(UsageError, match=r"density.*Did you mean 'density'"):
         parse("ties([a], densty=0.5)", names)
     with pytest.raises(UsageError, match=r"\^"):
         parse("base + * a", names)
