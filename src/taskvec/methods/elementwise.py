@@ -31,7 +31,8 @@ def trim(arrays: Sequence[Array], *, cut: float) -> Array:
     """
     (x,) = arrays
     xp = array_namespace(x)
-    return x * xp.astype(xp.abs(x) >= cut, x.dtype)
+    # In float32, in which the cut was found; a float64 entry at the cut may lie a rounding below it.
+    return x * xp.astype(xp.astype(xp.abs(x), xp.float32, copy=False) >= cut, x.dtype)
 
 
 def elect(arrays: Sequence[Array]) -> Array:
