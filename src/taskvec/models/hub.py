@@ -139,6 +139,10 @@ def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Mod
     class Encoder(torch.nn.Module):
         """Token ids (n, length) -> features (n, d)."""
 
+        embeddings: Any
+        encoder: Any
+        _inner: Any
+
         def __init__(self) -> None:
             super().__init__()
             for name, child in inner.named_children():
@@ -221,25 +225,28 @@ def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Call
     """
     import torch
 
-    found = getattr(getattr(model, "encoder", None), "layer", ())
-    if not hasattr(model, "lower") or not 0 < layers < len(found):
+    whole: Any = model
+    found = getattr(getattr(whole, "encoder", None), "layer", ())
+    if not hasattr(whole, "lower") or not 0 < layers < len(found):
         raise UsageError(
             f"cannot cut {type(model).__name__} after {layers} layers: it has {len(found)} of a BERT's form."
         )
 
     class Upper(torch.nn.Module):
+        _whole: Any
+
         def __init__(self) -> None:
             super().__init__()
             for name, child in model.named_children():
                 self.add_module(name, child)
-            object.__setattr__(self, "_whole", model)
+            object.__setattr__(self, "_whole", whole)
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             return self._whole.upper(states, layers)
 
     def lower(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return model.lower(ids, layers)  # type: ignore[operator]
+            return whole.lower(ids, layers)
 
     return Upper().eval(), lower
 
