@@ -163,12 +163,15 @@ def test_gradient_ascent_is_added_and_tuned_by_the_same_rule():
 
 
 def test_analogy_is_exact_where_the_cells_add_up():
-    # A teaches 1; B teaches 1 and 2; C teaches 1 and 3; D asks for 2 and 3.
-    d = known("d", 2, 3)
-    cells = {"A": "a", "B": "b", "C": "c", "D": "d"}
-    found = analogy(
-        MODEL, BASE, a=teach(1), b=teach(1, 2), c=teach(1, 3), task=d, cells=cells, target_tuned=teach(2, 3)
-    )
+    # B teaches 2 and C teaches 3; A, B and C have a habit in common, which harms input 2 if it is there twice.
+    habit = np.zeros((4, 4), np.float32)
+    habit[1, 2] = 0.8
+
+    def cell(*taught):
+        return Checkpoint.of({"weight": teach(*taught).array("weight") + habit}, label=str(taught)) - BASE
+
+    d, cells = known("d", 2, 3), {"A": "a", "B": "b", "C": "c", "D": "d"}
+    found = analogy(MODEL, BASE, a=cell(), b=cell(2), c=cell(3), task=d, cells=cells, target_tuned=teach(2, 3))
     values = {r.name: r.mean.value for r in found.rows if r.name != "random vector"}
     assert values == {"base": 0.0, "source": 0.5, "analogy": 1.0, "target-tuned": 1.0}
     assert found.row("source").note.startswith("trained on b; the best on validation of 2")

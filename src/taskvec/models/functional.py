@@ -54,7 +54,7 @@ def tensors(
     for name, array in weights.arrays().items():
         # ml_dtypes' bfloat16 and float8 are not of NumPy's floating kind: everything that is no integer or bool is a float.
         values = array if array.dtype.kind in "iub" else np.asarray(array, dtype=np.float32)
-        out[name] = torch.from_numpy(np.array(values, order="C")).to(device)
+        out[name] = torch.from_numpy(np.asarray(values, order="C")).to(device)  # arrays() gave copies of its own
     return out
 
 
