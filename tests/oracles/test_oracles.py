@@ -276,17 +276,30 @@ def test_a_bfloat16_edit_is_within_one_rounding_of_float64(seed, coefficients):
 
 
 @pytest.mark.peer
-def test_mergekit_agrees_on_task_arithmetic_and_slerp():
-    api = pytest.importorskip("mergekit.merge_methods.api", reason="mergekit is not installed here")
+@pytest.mark.filterwarnings("ignore")  # the peer's own
+def test_mergekit_agrees_on_task_arithmetic_ties_and_slerp():
+    """In float32 and where both mean the same: TIES of one tensor (mergekit trims per tensor), slerp of whole models."""
+    api = pytest.importorskip("mergekit.merge_methods.api", reason="mergekit is not installed")
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
-    base, *tuned = ({"w": rng.normal(size=(16, 16)).astype(np.float32)} for _ in range(3))
-    start = Checkpoint.of(base, label="base")
-    ours = start + 0.4 * sum(Checkpoint.of(t, label=f"t{i}") - start for i, t in enumerate(tuned))
-    theirs = api.merge_state_dicts(
-        "task_arithmetic",
-        [{n: torch.from_numpy(x) for n, x in t.items()} for t in tuned],
-        base={n: torch.from_numpy(x) for n, x in base.items()},
-        per_model=[{"weight": 0.4}, {"weight": 0.4}],
-    )
-    np.testing.assert_allclose(ours.array("w"), theirs["w"].numpy(), rtol=1e-5, atol=1e-6)
+    base, *tuned = (rng.normal(size=(40, 25)).astype(np.float32) for _ in range(4))
+    start = Checkpoint.of({"w": base}, label="base")
+    taus = [Checkpoint.of({"w": x}, label=f"t{i}") - start for i, x in enumerate(tuned)]
+    models = {"base": {"w": torch.from_numpy(base)}} | {
+        f"t{i}": {"w": torch.from_numpy(x)} for i, x in enumerate(tuned)
+    }
+
+    def theirs(method: str, **parameters: object) -> np.ndarray:
+        return api.merge_state_dicts(models, method, base="base", parameters=parameters)["w"].numpy()
+
+    close_to = {"rtol": 1e-5, "atol": 2e-6}
+    np.testing.assert_allclose((start + 0.4 * sum(taus)).array("w"), theirs("task_arithmetic", weight=0.4), **close_to)
+    for density in (0.2, 0.5, 1.0):
+        ours = start + 0.7 * ties(taus, density=density)
+        peer = theirs("ties", weight=1.0, density=density, normalize=True, **{"lambda": 0.7})
+        np.testing.assert_allclose(ours.array("w"), peer, **close_to)
+    origin = Checkpoint.of({"w": np.zeros_like(base)}, label="zero")
+    a, b = (Checkpoint.of({"w": x}, label=f"p{i}") - origin for i, x in enumerate(tuned[:2]))
+    pair = {"x": models["t0"], "y": models["t1"]}
+    peer = api.merge_state_dicts(pair, "slerp", base="x", parameters={"t": 0.3})["w"].numpy()
+    np.testing.assert_allclose(slerp([a, b], t=0.3).array("w"), peer, **close_to)
