@@ -59,7 +59,7 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
     def features(states: torch.Tensor) -> torch.Tensor:
         return f(weights, states)
 
-    plain = {name: _lifted(sentences_task(s, **common), lower) for name, s in files.items()}
+    plain = {name: _lifted(sentences_task(s, name=_opinion(name), **common), lower) for name, s in files.items()}
     head = probed("sentiment", [_lifted(t, features) for t in plain.values()], seed=seed)
 
     def ready(task: Task) -> Task:
@@ -68,7 +68,7 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
 
     def quoted(name: str) -> Task:
         other: Sentences = quoting(files[name], seed=seed)
-        return _lifted(sentences_task(other, **common), lower).with_head(head)
+        return _lifted(sentences_task(other, name=f"{_opinion(name)}, quoting", **common), lower).with_head(head)
 
     cells = {
         "A": plain["phones"].with_head(head),
@@ -92,10 +92,10 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
     return Setting(
         title="taskvec demo: review sentences",
         told=(
-            "Data: 3,000 sentences from reviews of phones (Amazon), films (IMDb) and restaurants (Yelp), half of praise, half "
+            f"Data: {sum(len(s) + s.repeated + s.empty for s in files.values()):,} sentences from reviews of phones (Amazon), films (IMDb) and restaurants (Yelp), half of praise, half "
             f"of blame; {sum(s.repeated for s in files.values())} repetitions left out. Of each site about {counts[0]} to "
             f"train, {counts[1]} for validation, {counts[2]} for test.",
-            "Tasks: sentiment (named by what is reviewed); sentiment behind somebody else's opinion ('quoting': They say: "
+            "Tasks: sentiment, praise or blame; sentiment behind somebody else's opinion ('quoting', for example: They say: "
             '"wonderful, I loved it". I say: ...); which site a sentence is from; whether its words were shuffled.',
             f"Base: all-MiniLM-L6-v2, a BERT of six layers and {sum(s.size for s in base.spec.values()):,} weights, pre-trained "
             f"by others. Fine-tuning changes its last {6 - FROZEN} layers. Heads are probed on the base and frozen from now on.",
@@ -108,7 +108,14 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         cells=cells,
         train=train,
         wide=grid(0, 2, 3 if quick else 21),
+        near=grid(
+            0, 1, 3 if quick else 11
+        ),  # a sentence costs more than a digit: the step of the paper's language tasks
     )
+
+
+def _opinion(name: str) -> str:
+    return f"{name.removesuffix('s')} sentiment"
 
 
 def find_files(data: str | Path | None = None) -> Path:
