@@ -52,7 +52,7 @@ def points() -> dict[str, Checkpoint | TaskVector]:
 
 
 def stable(data: bytes) -> bytes:
-    """Without what says which versions wrote it (kept at its length), and with the reserved room left out."""
+    """Without what says which versions wrote it."""
     size = int.from_bytes(data[:8], "little")
     head = json.loads(data[8 : 8 + size])
     info = json.loads(head["__metadata__"]["taskvec"])

@@ -165,6 +165,23 @@ def test_a_vector_file_comes_back(seed, shapes):
         equal_bits((b + part).arrays(), (b + a.restrict([name])).arrays())
 
 
+def test_a_file_keeps_its_recipe_however_long(tmp_path):
+    base, vs = family(1, {"w": (4,)}, 1)
+    files = []
+    for i in range(300):
+        label = f"a_model_with_quite_a_long_name_{i}"
+        files.append(Checkpoint.of(random_weights(i, {"w": (4,)}), label=label).save(tmp_path / f"{label}.safetensors"))
+    point = base + sum((i + 1) / 7 * (Checkpoint.read(f) - base) for i, f in enumerate(files)) + vs[0]
+    out = Checkpoint.read(point.save(tmp_path / "out.safetensors"))
+    equal_bits(out.arrays(), point.arrays())
+    recipe = json.loads(out.node.source.metadata["taskvec"])
+    assert recipe["expression"] == point.explain().expression and len(recipe["inputs"]) == 302
+    assert len(next(iter(recipe["inputs"]["a_model_with_quite_a_long_name_0"]["sha256"].values())).strip("0")) > 32
+    folder = Checkpoint.read(point.save(tmp_path / "out"))
+    assert dict(folder.node.source.metadata) == {"format": "pt"}  # there the recipe is taskvec.json
+    assert json.loads((tmp_path / "out" / "taskvec.json").read_text())["inputs"] == recipe["inputs"]
+
+
 def test_float64_is_kept_through_files(tmp_path):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=50), rng.normal(size=50)

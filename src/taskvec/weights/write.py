@@ -66,7 +66,8 @@ def save_checkpoint(
     with _hashing(point.node) as hashes, _staged(path, folder=not single, overwrite=overwrite) as staging:
         place = staging.parent if single else staging
         files = {staging.name: spec} if single else shards
-        _stream(point.node, place, files, {"format": "pt"}, progress)
+        room = {"taskvec": _placeholder(point.node, dtype=target)} if single else {}
+        _stream(point.node, place, files, {"format": "pt", **room}, progress)
         info = _info(point.node, hashes(), dtype=target)
         if single:
             _rewrite_metadata(staging, spec, {"format": "pt", "taskvec": json.dumps(info)})
@@ -90,7 +91,8 @@ def save_vector(vector: TaskVector, path: Path, *, overwrite: bool, progress: Ca
     if vector.partial:
         metadata[PARTIAL_KEY] = "true"
     with _hashing(vector.node) as hashes, _staged(path, folder=False, overwrite=overwrite) as staging:
-        _stream(vector.node, staging.parent, {staging.name: spec}, metadata, progress)
+        room = {"taskvec": _placeholder(vector.node, dtype=None)}
+        _stream(vector.node, staging.parent, {staging.name: spec}, {**metadata, **room}, progress)
         _rewrite_metadata(staging, spec, {**metadata, "taskvec": json.dumps(_info(vector.node, hashes(), dtype=None))})
     return path
 
@@ -202,9 +204,6 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-METADATA_ROOM = 16_384  # reserved in the header: input hashes are known only after the data is written
-
-
 def _stream(
     node: Node, folder: Path, files: Mapping[str, Mapping[str, TensorSpec]], metadata: Mapping[str, str],
     progress: Callable[[int], None] | None,
@@ -216,7 +215,7 @@ def _stream(
     place: dict[str, tuple[int, int, TensorSpec]] = {}
     with contextlib.ExitStack() as stack:
         for file, spec in files.items():
-            head, begins = layout(spec, {**metadata, "taskvec": " " * METADATA_ROOM} if len(files) == 1 else metadata)
+            head, begins = layout(spec, metadata)
             fd = os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
             stack.callback(os.close, fd)
             size = len(head) + stored_bytes(spec)
@@ -271,15 +270,13 @@ def _write_all(fd: int, data: Any, at: int) -> None:
 
 
 def _rewrite_metadata(path: Path, spec: Mapping[str, TensorSpec], metadata: dict[str, str]) -> None:
-    """Put the final metadata in the room the header kept for it; spaces fill the rest, so no tensor moves."""
+    """Put the final metadata, of the placeholder's length, in its place, so that no tensor moves."""
     with path.open("r+b") as f:
         old = 8 + int.from_bytes(f.read(8), "little")
         head, _ = layout(spec, metadata)
-        if len(head) > old:  # a recipe longer than the room: keep everything but the recipe
-            head, _ = layout(spec, {k: v for k, v in metadata.items() if k != "taskvec"})
-        body = head[8:] + b" " * (old - len(head))
+        assert len(head) == old, "the placeholder has the length of what replaces it"
         f.seek(0)
-        f.write((old - 8).to_bytes(8, "little") + body)
+        f.write(head)
 
 
 def _write_index(folder: Path, shards: Mapping[str, Mapping[str, TensorSpec]], spec: Mapping[str, TensorSpec]) -> None:
@@ -318,6 +315,12 @@ def _info(node: Node, hashes: Mapping[str, Mapping[str, str]], *, dtype: str | N
         "schema_version": 1, "taskvec": __version__, "numpy": np.__version__,
         "expression": expression(node, names), "inputs": inputs, "dtype": dtype,
     }  # fmt: skip
+
+
+def _placeholder(node: Node, *, dtype: str | None) -> str:
+    """The recipe with empty hashes: these are known only after the data is written, and all have one length."""
+    files = {n.key: {f.name: "0" * 64 for f in n.source.files} for n in graph.walk(node) if n.source is not None}
+    return json.dumps(_info(node, files, dtype=dtype))
 
 
 @contextlib.contextmanager
