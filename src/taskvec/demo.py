@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import protocols, report
-from .errors import StorageError
+from .errors import StorageError, missing_extra
 from .models.functional import require_torch
 from .report import story
 from .results import Row, Score
@@ -154,6 +155,9 @@ def run(
     out, began = Path(out), time.monotonic()
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"{out} already exists and is not empty. Name another folder, or pass --overwrite.")
+    for library in ("matplotlib", "jinja2"):  # now, not after a minute of training
+        if importlib.util.find_spec(library) is None:
+            raise missing_extra(library, "demo", "The demo's report")
     console = console or Console()
     torch = require_torch("The demo")
     threads = torch.get_num_threads()
