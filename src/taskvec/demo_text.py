@@ -46,7 +46,7 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         InputError: the files are not there; says where to get them.
         MissingExtra: torch, transformers or the model's package is not installed.
     """
-    require_torch("The text demo")
+    torch = require_torch("The text demo")
     folder = find_files(data)
     files = {name: read_sentences(folder / file, name=name) for name, file in FILES.items()}
     if quick:
@@ -63,7 +63,6 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
     head = probed("sentiment", [_lifted(t, features) for t in plain.values()], seed=seed)
 
     def ready(task: Task) -> Task:
-        task = _lifted(task, lower)
         return task.with_head(probed(task.name, [_lifted(task, features)], seed=seed))
 
     def quoted(name: str) -> Task:
@@ -76,8 +75,11 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         "C": plain["restaurants"].with_head(head),
         "D": quoted("restaurants"),
     }
-    origin = ready(origin_task(list(files.values()), name="site", **common))
-    order = ready(order_task(files["films"], **common))
+    origin = origin_task(list(files.values()), name="site", **common)
+    # The same sentences in the same order as in `plain`: their states are there already.
+    states = {k: torch.cat([_parts(t)[k].inputs for t in plain.values()]) for k in _parts(origin)}
+    origin = ready(replace(origin, **{k: Split(states[k], s.labels) for k, s in _parts(origin).items()}))
+    order = ready(_lifted(order_task(files["films"], **common), lower))
     alone = (*cells.values(), origin, order)
     upper = Regime(f"layers from {FROZEN}", select=matching(*(f"encoder.layer.{i}.*" for i in range(FROZEN, 6))))
     spec = TrainSpec(steps=2 if quick else 30, lr=3e-4, batch=32, seed=seed)
@@ -107,7 +109,7 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         add=(cells["D"], origin, order),
         cells=cells,
         train=train,
-        wide=grid(0, 2, 3 if quick else 21),
+        wide=grid(0, 2, 3 if quick else 11),
         near=grid(
             0, 1, 3 if quick else 11
         ),  # a sentence costs more than a digit: the step of the paper's language tasks
