@@ -138,6 +138,9 @@ def test_vectors_of_another_base_are_refused(here: Path, capsys: pytest.CaptureF
         (2, "cannot stand in an expression", ("edit", "base.__class__", *LETS, "-o", "out")),
         (2, "--let takes NAME=PATH", ("edit", "base", "--let", "base", "-o", "out")),
         (2, "unknown number format", ("edit", "base + (cars - base)", *LETS, "-o", "out", "--dtype", "bf17")),
+        (2, "is not a size", ("edit", "base + (cars - base)", *LETS, "-o", "out", "--shard-size", "inf")),
+        (2, "is not a size", ("edit", "base + (cars - base)", *LETS, "-o", "out", "--shard-size", "0")),
+        (2, "patterns of names in quotes", ("edit", "base + restrict(cars - base, base)", *LETS, "-o", "out")),
         (2, "name the output with -o", ("edit", "base + (cars - base)", *LETS)),
         (2, "is an input", ("edit", "base + (cars - base)", *LETS, "-o", "base", "--overwrite")),
         (4, "--overwrite", ("edit", "base + (cars - base)", *LETS, "-o", "dtd")),
@@ -245,6 +248,26 @@ def test_interrupt_exits_130_and_cleans_up(here: Path) -> None:
         assert process.wait(timeout=20) == 130, said
     assert "interrupted" in said and "Traceback" not in said
     assert not (here / "out").exists() and not list(here.glob(".out*"))
+
+
+def test_restrict_is_recorded_so_that_it_reads_back(here: Path) -> None:
+    from taskvec.recipe import parse
+
+    read = {n: Checkpoint.read(n) for n in ("base", "cars")}
+    vector = read["cars"] - read["base"]
+    for what in ("*.attn.*", ["embed.weight", "layers.1.attn.weight"], ["embed.weight"]):
+        edited = read["base"] + vector.restrict(what)
+        again = parse(edited.explain().expression, read)
+        assert again.explain().expression == edited.explain().expression
+        assert all(np.array_equal(again.array(n), edited.array(n)) for n in edited.names)
+
+
+def test_names_cannot_drive_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("plain", 1.0), ("evil", 2.0)):
+        Checkpoint.of({"\x1b[31mred\x07": np.full(3, value, np.float32)}).save(name)
+    ok("compare", "plain", "evil", "--by", "tensor")
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err and "\\x1b[31mred" in shown.out
 
 
 def test_closed_pipe_is_quiet(here: Path) -> None:

@@ -1,6 +1,6 @@
 """Draw the README's picture from a demo's result.
 
-    make demo && .venv/bin/python docs/pictures/make.py taskvec-demo/results/1-forget.json
+make demo && .venv/bin/python docs/pictures/make.py taskvec-demo/results/1-forget.json
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def edit(
         _note(text)
     with _progress(value) as step:
         if isinstance(value, Checkpoint):
-            size = _bytes(shard_size) if shard_size else None
+            size = None if shard_size is None else _bytes(shard_size)
             value.save(out, dtype=dtype, overwrite=overwrite, shard_size=size, progress=step)
         else:
             value.save(out, overwrite=overwrite, progress=step)
@@ -276,12 +276,12 @@ def _show_comparison(found: Any) -> None:
         )
     if len(found.groups) > 1:
         columns = [f"norm {n}" for n in found.names] + (["cosine"] if len(found.names) > 1 else [])
-        label = max(len(g.name) for g in found.groups[1:])
+        label = max(len(_plain(g.name)) for g in found.groups[1:])
         print(f"\n{'':<{label}}  {'values':>12}  " + "  ".join(f"{c:>12}" for c in columns))
         for g in found.groups[1:]:
             figures = [f"{n:>{max(12, len(c))}.4g}" for n, c in zip(g.norms, columns, strict=False)]
             figures += [f"{g.cosine[0][1]:>12.3f}"] if len(found.names) > 1 else []
-            print(f"{g.name:<{label}}  {g.values:>12,}  " + "  ".join(figures))
+            print(f"{_plain(g.name):<{label}}  {g.values:>12,}  " + "  ".join(figures))
 
 
 @cli.command(short_help="List the merging methods, or explain one.")
@@ -361,15 +361,12 @@ def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
 
 
 def _bytes(text: str) -> int:
-    units = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    digits = text.strip().lower().rstrip("kmgib ")
-    unit = text.strip().lower()[len(digits) :].strip()
-    try:
-        if unit not in units:
-            raise ValueError
-        return int(float(digits) * units[unit])
-    except ValueError:
-        raise UsageError(f"{text!r} is not a size; write 5GB, 500MB or 2GiB.") from None
+    units = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    size = int(float(found[1]) * units[found[2]]) if found and found[2] in units else 0
+    if size <= 0:
+        raise UsageError(f"{text!r} is not a size; write 5GB, 500MB or 2GiB.")
+    return size
 
 
 def _distinct(label: str, *taken: str) -> str:
@@ -380,7 +377,12 @@ def _distinct(label: str, *taken: str) -> str:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
+    print("note: " + "\n".join(map(_plain, text.split("\n"))), file=sys.stderr)
+
+
+def _plain(text: str) -> str:
+    """Names come from files: control characters, which could drive the terminal, are shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _print_json(command: str, document: dict[str, Any]) -> None:
@@ -417,7 +419,9 @@ def _run(arguments: list[str]) -> int:
         signal.signal(signal.SIGTERM, _terminated)
     warnings.showwarning = lambda message, *_, **__: _note(str(message))
     try:
-        cli.main(arguments or ["--help"], prog_name="taskvec", standalone_mode=False)
+        # Not cli.main(), which ends the process by itself when a pipe closes.
+        with cli.make_context("taskvec", arguments or ["--help"]) as context:
+            cli.invoke(context)
         sys.stdout.flush()
         return 0
     except TaskvecError as error:
@@ -450,7 +454,7 @@ def _run(arguments: list[str]) -> int:
 
 def _fail(text: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
-        print(f"error: {text}", file=sys.stderr)
+        print("error: " + "\n".join(map(_plain, text.split("\n"))), file=sys.stderr)
     return code
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from .errors import InputError, NotLinear, TaskvecError, UnknownName, UsageError, nearest
 from .methods import METHODS
+from .select import matching
 from .weights import Checkpoint, TaskVector, open_weights
 
 Value = Checkpoint | TaskVector
@@ -277,12 +278,13 @@ def _function(
     if not isinstance(first, (Checkpoint, TaskVector)):
         raise NotLinear(f"{name}: the first argument must be a checkpoint or a task vector.")
     if name == "restrict":
-        match args[1]:
-            case ast.Constant(value=str() as pattern):
-                from .select import matching
-
-                return first.restrict(matching(*[p.strip() for p in pattern.split(",")]))
-        raise UsageError("restrict takes a pattern of names in quotes: restrict(v, '*.attn.*').")
+        given = args[1].elts if isinstance(args[1], (ast.List, ast.Tuple)) else [args[1]]
+        patterns = [e.value for e in given if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+        if not patterns or len(patterns) < len(given):
+            raise UsageError(
+                "restrict takes patterns of names in quotes: restrict(v, '*.attn.*') or restrict(v, ['a', 'b'])."
+            )
+        return first.restrict(matching(*patterns))
     base = _build(args[1], names, text)
     if not isinstance(base, Checkpoint) or (name == "rebase" and isinstance(first, Checkpoint)):
         raise NotLinear(f"{name} takes a {'vector' if name == 'rebase' else 'checkpoint or vector'} and a checkpoint.")

@@ -68,6 +68,8 @@ class Score(_Frozen):
             >>> round(s.value, 2), s.n, round(s.low, 3), round(s.high, 3)
             (0.8, 200, 0.747, 0.853)
         """
+        if len(scores) == 1:
+            return scores[0]
         value = sum(s.value for s in scores) / len(scores)
         half = math.sqrt(sum(((s.high - s.low) / 2) ** 2 for s in scores)) / len(scores)
         return cls(value=value, n=sum(s.n for s in scores), low=max(0.0, value - half), high=min(1.0, value + half))
@@ -292,7 +294,5 @@ def read_results(folder: str | Path) -> list[Any]:
     folder = Path(folder)
     files: Sequence[Path] = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
     if not files:
-        raise InputError(
-            f"no results in {folder}: expected *.json files written by a protocol or by `taskvec demo`."
-        )
+        raise InputError(f"no results in {folder}: expected *.json files written by a protocol or by `taskvec demo`.")
     return [read_result(f) for f in files]

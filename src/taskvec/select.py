@@ -22,6 +22,7 @@ class Select:
 
     test: Callable[[str], bool]
     text: str
+    patterns: tuple[str, ...] = ()  # where patterns say it all, so that a recipe can repeat it
 
     def __call__(self, name: str) -> bool:
         return self.test(name)
@@ -49,7 +50,7 @@ def matching(*patterns: str) -> Select:
     if not patterns:
         raise UsageError("matching() needs at least one pattern, for example matching('*.attn.*').")
     compiled = [re.compile(fnmatch.translate(p)) for p in patterns]
-    return Select(lambda n: any(c.match(n) for c in compiled), ", ".join(patterns))
+    return Select(lambda n: any(c.match(n) for c in compiled), ", ".join(patterns), patterns)
 
 
 def named(names: Iterable[str]) -> Select:

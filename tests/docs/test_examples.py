@@ -49,6 +49,14 @@ def test_readme_python_runs(shelf: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "ties(" in capsys.readouterr().out
 
 
+def test_readme_training_runs(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = blocks("python")[1]
+    assert "steps=400" in code
+    exec(compile(code.replace("steps=400", "steps=20"), "README.md", "exec"), {})  # fewer steps, the same calls
+    assert "->" in capsys.readouterr().out
+    assert (shelf / "report.html").stat().st_size > 10_000
+
+
 def test_readme_shell_and_recipe_run(shelf: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.strip().splitlines()]
     assert len(lines) >= 6

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-
-import numpy as np
 
 from ..errors import UsageError
 from ..results import GeometryResult, Provenance
-from ..weights import Checkpoint, TaskVector
+from ..weights import Checkpoint, TaskVector, compare
 
 
 def geometry(
@@ -28,20 +25,12 @@ def geometry(
     if not vectors:
         raise UsageError("geometry needs at least one task vector.")
     names = tuple(vectors)
-    cosine = [[1.0] * len(names) for _ in names]
-    for i, a in enumerate(names):
-        for j, b in enumerate(names[:i]):
-            cosine[i][j] = cosine[j][i] = vectors[a].cosine(vectors[b])
-    base_norm = None
-    if base is not None:
-        shared = dict.fromkeys(n for v in vectors.values() for n in v.names)
-        squares = (float(np.sum(np.square(base.array(n).astype(np.float64)))) for n in shared)
-        base_norm = math.sqrt(math.fsum(squares))
+    found = compare(list(vectors.values()), base=base).groups[0]
     return GeometryResult(
         title=title,
         names=names,
-        norms=tuple(v.norm() for v in vectors.values()),
-        cosine=tuple(map(tuple, cosine)),
-        base_norm=base_norm,
+        norms=found.norms,
+        cosine=found.cosine,
+        base_norm=found.base_norm,
         provenance=Provenance.now(inputs={} if base is None else {"base": base.fingerprint()}),
     )

@@ -23,48 +23,13 @@ from . import graph
 from .dtypes import TensorSpec, narrow
 from .execute import Block, evaluate, summarise
 from .graph import Node, Op
-from .names import NameMatch, floats, match_names, raise_mismatch, same_names
-from .source import MemorySource, Source, open_source
+from .lineage import Base, lineage, meet
+from .names import NameMatch, floats, match_names, same_names
+from .source import MemorySource, open_source
 from .summaries import DOT, NORM
 
 LONGEST_LABEL = 200  # characters; labels are for messages
 VECTOR_KIND, BASE_KEY, PARTIAL_KEY = "taskvec.kind", "taskvec.base", "taskvec.partial"
-
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """The point a vector was taken from: the point itself, or the fingerprint a file recorded, or neither."""
-
-    label: str
-    node: Node | None = None
-    recorded: str | None = None
-
-    @property
-    def known(self) -> bool:
-        return self.node is not None or self.recorded is not None
-
-    @property
-    def fingerprint(self) -> str | None:
-        return self.recorded if self.node is None else lineage(self.node)
-
-    def same(self, other: Base) -> bool | None:
-        """Whether both are the same weights; None if one of them is unknown."""
-        if self.node is not None and other.node is not None and _root(self.node).key == _root(other.node).key:
-            return True
-        mine, theirs = self.fingerprint, other.fingerprint
-        return None if mine is None or theirs is None else mine == theirs
-
-
-def _root(node: Node) -> Node:
-    """The checkpoint behind renaming, restricting and displacing."""
-    while node.op in (graph.RESTRICT, graph.RENAME, graph.MOVE):
-        node = node.inputs[0]
-    return node
-
-
-def lineage(node: Node) -> str:
-    """The fingerprint of the checkpoint a point goes back to."""
-    return _root(node).digest
 
 
 class _Tensors:
@@ -224,7 +189,7 @@ class Checkpoint(_Tensors):
         summaries = summarise(self.node)
         out: dict[str, np.ndarray] = {}
         for name in self.names if names is None else names:
-            leaf = untouched(self.node, name) if name in self.spec else None
+            leaf = graph.untouched(self.node, name) if name in self.spec else None
             if leaf is not None:
                 source, old = leaf
                 spec = self.spec[name]
@@ -415,7 +380,7 @@ def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor
     """
     if not vectors:
         raise UsageError(f"{op.name} needs at least one task vector, got none.")
-    spec, base, partial = _meet(list(vectors))
+    spec, base, partial = meet(list(vectors))
     plain = {k: v.node if isinstance(v, Summary) else v for k, v in params.items()}
     node = Node(op, tuple(v.node for v in vectors), spec, plain, per=per)
     if op.gives == "summary":
@@ -438,23 +403,9 @@ def _no_kernel(*_: Any, **__: Any) -> Any:
 def combined(weighted: list[tuple[TaskVector, float]]) -> TaskVector:
     """``sum_i c_i v_i`` in normal form."""
     vectors = [v for v, _ in weighted]
-    spec, base, partial = _meet(vectors)
+    spec, base, partial = meet(vectors)
     label = _short(" + ".join(v.label for v in vectors))
     return TaskVector(graph.combine([(v.node, c) for v, c in weighted], spec), base, label, partial)
-
-
-def untouched(node: Node, name: str) -> tuple[Source, str] | None:
-    """The source and name whose bytes a point keeps unchanged, if it does (integer buffers, names no vector has)."""
-    while True:
-        if node.op is graph.READ:
-            assert node.source is not None
-            return node.source, name
-        if node.op is graph.RENAME:
-            node, name = node.inputs[0], node.params["old"][name]
-        elif node.op is graph.RESTRICT or (node.op is graph.MOVE and name not in node.inputs[1].spec):
-            node = node.inputs[0]
-        else:
-            return None
 
 
 def _short(label: str) -> str:
@@ -465,39 +416,9 @@ def _measure(op: Op, vectors: list[TaskVector]) -> float:
     return lift(op, vectors).value()
 
 
-def _chosen(of: _Tensors, what: Select | str | Iterable[str]) -> tuple[set[str], str]:
+def _chosen(of: _Tensors, what: Select | str | Iterable[str]) -> tuple[set[str], tuple[str, ...]]:
     select = as_select(what)
     chosen = {n for n in of.names if select(n)}
     if not chosen:
         raise KeyMismatch(f"{select!r} chooses none of the {len(of.names)} tensors of {of.label} ({some(of.names)}).")
-    return chosen, select.text
-
-
-def _meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]:
-    """The common space of vectors: union of names (only partial vectors may lack some), one base, still partial or not."""
-    first = vectors[0]
-    whole = next((v for v in vectors if not v.partial), None)
-    spec = dict((whole or first).spec)
-    base = first.base
-    for v in vectors:
-        if v is first and v is whole:
-            continue
-        reference = whole or first
-        if whole is not None:
-            same_names(v.spec, whole.spec, v.label, whole.label, "combine", subset=v.partial)
-        else:
-            clash = [n for n in v.spec if n in spec and spec[n].shape != v.spec[n].shape]
-            if clash:
-                raise_mismatch([], [], clash, v.spec, spec, v.label, reference.label, "combine")
-            spec.update({n: s for n, s in v.spec.items() if n not in spec})
-        if v.base.same(base) is False:
-            raise BaseMismatch(
-                f"cannot combine {v.label} and {first.label}: they were taken from different bases, {v.base.label} "
-                f"(fingerprint {v.base.fingerprint}) and {base.label} ({base.fingerprint}). "
-                "Fine-tune both from one base, or say that the bases are interchangeable with vector.rebase(base)."
-            )
-        if not base.known and v.base.known:
-            base = v.base
-    for v in vectors:
-        spec.update({n: s for n, s in v.spec.items() if s.dtype == "F64"})
-    return spec, base, whole is None
+    return chosen, select.patterns

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from ..errors import UsageError
 from . import graph
-from .algebra import Base, Checkpoint, TaskVector, lift
+from .algebra import Checkpoint, TaskVector, lift
 from .execute import Block, evaluate, summarise
+from .lineage import Base
 from .names import floats, layer_of
 from .source import SAMPLE
 from .summaries import CHANGED, DOT, NORM, SIGN_AGREEMENT
@@ -110,7 +111,7 @@ def compare(
 
 def weights_of(point: Checkpoint) -> TaskVector:
     """A checkpoint's floating-point weights as a displacement from zero, to be measured like a vector."""
-    node = graph.restrict(point.node, set(floats(point.spec)), "*")
+    node = graph.restrict(point.node, set(floats(point.spec)))
     return TaskVector(node, Base("zero"), point.label, True)
 
 

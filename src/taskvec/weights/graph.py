@@ -120,6 +120,7 @@ class Node:
             return h.hexdigest()
         inputs = [of_node(node) for node in self.inputs]
         params = dict(self.params)
+        params.pop("patterns", None)  # how names were chosen; the names themselves count
         if self.op is COMBINE:  # the order of summands means nothing
             inputs = sorted(f"{c!r}*{n}" for n, c in zip(inputs, params.pop("coefficients"), strict=True))
         elif self.op.symmetric:
@@ -214,8 +215,9 @@ def read(source: Source) -> Node:
     return Node(READ, (), dict(source.spec), source=source)
 
 
-def restrict(node: Node, names: set[str], text: str) -> Node:
-    return Node(RESTRICT, (node,), {n: s for n, s in node.spec.items() if n in names}, {"select": text})
+def restrict(node: Node, names: set[str], patterns: tuple[str, ...] = ()) -> Node:
+    """The tensors named; `patterns` chose them, if patterns did."""
+    return Node(RESTRICT, (node,), {n: s for n, s in node.spec.items() if n in names}, {"patterns": patterns})
 
 
 def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
@@ -268,3 +270,17 @@ def move(point: Node, vector: Node) -> Node:
     if not terms(vector):
         return origin
     return Node(MOVE, (origin, vector), point.spec)
+
+
+def untouched(node: Node, name: str) -> tuple[Source, str] | None:
+    """The source and name whose bytes a point keeps unchanged, if it does (integer buffers, names no vector has)."""
+    while True:
+        if node.op is READ:
+            assert node.source is not None
+            return node.source, name
+        if node.op is RENAME:
+            node, name = node.inputs[0], node.params["old"][name]
+        elif node.op is RESTRICT or (node.op is MOVE and name not in node.inputs[1].spec):
+            node = node.inputs[0]
+        else:
+            return None

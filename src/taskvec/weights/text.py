@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import keyword
 import re
 from collections.abc import Mapping
@@ -59,7 +60,8 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
             said = signed(n).removeprefix(" + ") or nothing()
             return f"-{said[3:]}" if said.startswith(" - ") else said
         if n.op is graph.RESTRICT:
-            return f"restrict({text(n.inputs[0])}, {n.params['select']!r})"
+            chosen = list(n.params["patterns"] or map(glob.escape, n.spec))
+            return f"restrict({text(n.inputs[0])}, {(chosen[0] if len(chosen) == 1 else chosen)!r})"
         if n.op is graph.RENAME:
             return f"shared({text(n.inputs[0])}, {text(n.inputs[1])})"
         inner = ", ".join(text(i) for i in n.inputs)
@@ -153,7 +155,7 @@ def size_text(n: int) -> str:
 
 def explain(value: Checkpoint | TaskVector) -> Explanation:
     """Describe the work behind a checkpoint or task vector; reads headers only."""
-    from .algebra import Checkpoint, untouched
+    from .algebra import Checkpoint
 
     node = value.node
     point = isinstance(value, Checkpoint)
@@ -187,7 +189,7 @@ def explain(value: Checkpoint | TaskVector) -> Explanation:
         expression(node, names, expand=True),
         "checkpoint" if point else "task vector",
         len(node.spec),
-        sum(untouched(node, n) is not None for n in node.spec) if point else 0,
+        sum(graph.untouched(node, n) is not None for n in node.spec) if point else 0,
         tuple(facts),
         len(groups) + 1,
         to_read,

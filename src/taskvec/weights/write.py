@@ -28,7 +28,6 @@ from .algebra import (
     VECTOR_KIND,
     Checkpoint,
     TaskVector,
-    untouched,
 )
 from .dtypes import TensorSpec, all_finite, narrow, parse_dtype, widen
 from .execute import Block, blocks, bytes_per_value, evaluate, in_order, summarise, whole_tensors
@@ -225,7 +224,7 @@ def _stream(
 
         def job(block: Block) -> int:
             fd, begin, spec = place[block.name]
-            leaf = untouched(node, block.name)
+            leaf = graph.untouched(node, block.name)
             if leaf is not None and spec.dtype == node.spec[block.name].dtype:
                 out = leaf[0].read(leaf[1], block.start, block.stop)
                 if spec.is_float:
