@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from taskvec.demo import answers, digits_setting, task_vectors
+from taskvec.demo.digits import digits_setting
+from taskvec.demo.questions import answers, task_vectors
 from taskvec.results import Row, Score
 
 

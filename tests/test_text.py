@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from taskvec.demo_text import FILES, find_files
+from taskvec.demo.text import FILES, find_files
 from taskvec.errors import InputError, UsageError
 from taskvec.tasks.text import (
     QUOTATIONS,

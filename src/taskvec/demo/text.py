@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .demo import Setting
-from .errors import InputError
-from .models.functional import bind, require_torch, tensors
-from .models.hub import minilm, split_at
-from .search import grid
-from .select import matching
-from .tasks import Head, Split, Task
-from .tasks.text import Sentences, order_task, origin_task, quoting, read_sentences, sentences_task
-from .training import PROBE, Regime, TrainSpec, fit
-from .weights import Checkpoint
+from ..errors import InputError
+from ..models.functional import bind, require_torch, tensors
+from ..models.hub import minilm, split_at
+from ..search import grid
+from ..select import matching
+from ..tasks import Head, Split, Task
+from ..tasks.text import Sentences, order_task, origin_task, quoting, read_sentences, sentences_task
+from ..training import PROBE, Regime, TrainSpec, fit
+from ..weights import Checkpoint
+from .setting import Setting
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +109,7 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         add=(cells["D"], origin, order),
         cells=cells,
         train=train,
+        keep_finetuned=False,  # 90 MB each
         wide=grid(0, 2, 3 if quick else 11),
         near=grid(
             0, 1, 3 if quick else 11
