@@ -77,6 +77,8 @@ _shared = click.option(
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier demo.")
 def demo(out: Path | None, text: bool, data: Path | None, seed: int, overwrite: bool) -> None:
     """Train, subtract, edit, measure, report: the whole loop, with no download."""
+    # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .demo import run
 
     run(

@@ -78,7 +78,7 @@ def task_vectors(setting: Setting, console: Console | None = None) -> dict[str, 
     # What one would do without arithmetic: train on everything there is but D.
     jobs[_together(cells)] = (joined(_together(cells), [cells[k] for k in "ABC"]), False)
     telling.heading(console, "Fine-tune", "One task vector per task: tau = finetuned - base.")
-    table = telling.table("task", "samples", "norm of tau", "seconds")
+    table = telling.table("task", "samples", "norm τ", "seconds")
     vectors: dict[str, TaskVector] = {}
     for name, (task, ascent) in jobs.items():
         start = time.monotonic()

@@ -12,6 +12,7 @@ from .. import report
 from ..errors import StorageError, missing_extra
 from ..models.functional import require_torch
 from ..weights import TaskVector
+from ..weights.execute import default_threads
 from . import telling
 from .questions import answers, task_vectors
 from .setting import Setting
@@ -57,7 +58,8 @@ def run(
     console = console or Console()
     torch = require_torch("The demo")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small run slower on several; and the same bits on every machine size
+    # The digits' tensors are so small that several threads are slower; one thread also gives the same bits everywhere.
+    torch.set_num_threads(min(4, default_threads()) if text else 1)
     try:
         telling.opening(console)
         if text:

@@ -80,7 +80,7 @@ def table(*columns: str) -> Any:
 
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(Text(column), justify="left" if i == 0 else "right", max_width=34 if i == 0 else None)
     return table
 
 

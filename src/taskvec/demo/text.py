@@ -29,7 +29,7 @@ FOLDERS = (".", "sentiment labelled sentences", "uci_sentiment_sentences")  # as
 VARIABLE = "TASKVEC_DATA"
 PARTS = (0.6, 0.15, 0.25)
 FROZEN = 4  # of six layers; the embeddings and these stay as they are, so their outputs are computed once
-TOKENS = 40
+TOKENS = 32
 
 
 def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool = False) -> Setting:

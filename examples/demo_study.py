@@ -1,4 +1,8 @@
-"""The digits demo over several seeds, as Markdown tables: ``python examples/digits_study.py --seeds 0 1 2``.
+"""A demo over several seeds, as Markdown tables.
+
+    python examples/demo_study.py --seeds 0 1 2 3 4 5
+    python examples/demo_study.py --seeds 0 1 2 --text --data FOLDER
+
 
 Every seed draws its own split, base, vectors and random vector. Brackets are 95 % intervals of one seed's test split (Wilson);
 the last line is the mean and the standard deviation over the seeds.
@@ -16,20 +20,26 @@ import torch
 
 from taskvec.demo.digits import digits_setting
 from taskvec.demo.questions import answers, task_vectors
+from taskvec.demo.text import text_setting
 from taskvec.results import Row, Score
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The digits demo over several seeds, as Markdown tables.")
+    parser = argparse.ArgumentParser(description="A demo over several seeds, as Markdown tables.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, help="also write each seed's results here, as JSON")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to try the script")
+    parser.add_argument("--text", action="store_true", help="the text demo instead of the digits")
+    parser.add_argument("--data", type=Path, help="with --text: folder of the sentence files")
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = {}
     for seed in options.seeds:
         print(f"seed {seed} ...", file=sys.stderr)
-        setting = digits_setting(seed=seed, quick=options.quick)
+        if options.text:
+            setting = text_setting(seed=seed, data=options.data, quick=options.quick)
+        else:
+            setting = digits_setting(seed=seed, quick=options.quick)
         study[seed] = answers(setting, task_vectors(setting), seed=seed)
         if options.out:
             for result in study[seed]:
