@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from .errors import InputError, StorageError
+from .errors import InputError
+from .files import replace_text
 
 SCHEMA_VERSION = 1
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
@@ -175,13 +176,7 @@ class _Result(_Frozen):
 
     def write(self, path: str | Path) -> Path:
         """Write the result as one JSON document; the folder is made if it is missing."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write the result {path}: {error.strerror}.") from error
-        return path
+        return replace_text(path, self.model_dump_json(indent=1) + "\n", what="the result")
 
 
 class AdditionResult(_Result):

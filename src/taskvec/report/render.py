@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError, UsageError, missing_extra
+from ..errors import UsageError, missing_extra
+from ..files import replace_text
 from ..results import AdditionResult, AnalogyResult, GeometryResult, NegationResult, Provenance
 from .story import Section, section
 from .tables import Cell
@@ -35,7 +33,7 @@ def write(results: Sequence[Any], path: str | Path, *, title: str | None = None)
         StorageError: the file cannot be written.
     """
     page = _page(_checked(results), clean(title or "Task arithmetic report"))
-    return _replace(Path(path), page)
+    return replace_text(path, page, what="the report")
 
 
 def markdown(results: Sequence[Any]) -> str:
@@ -181,27 +179,3 @@ def _escape(text: str) -> str:
 
 def _markdown_cell(cell: Cell) -> str:
     return "<br>".join(_escape(part) for part in (cell.text, *cell.detail))
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-def _replace(path: Path, text: str) -> Path:
-    """Write, flush to disk and rename, so that a reader sees the old file or the whole new one."""
-    staged = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with staged.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            staged.replace(path)
-        finally:
-            with contextlib.suppress(OSError):
-                staged.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write the report {path}: {error.strerror}. Choose another path, or make room or permission there."
-        ) from error
-    return path
