@@ -11,10 +11,10 @@ SYNC = $(BIN)/uv pip install -q -p $(VENV) -c constraints.txt
 .PHONY: demo demo-text test check docs bench clean
 
 demo: $(VENV)/.demo
-	$(BIN)/taskvec demo
+	$(BIN)/taskvec demo --overwrite
 
 demo-text: $(VENV)/.models
-	$(BIN)/taskvec demo --text
+	$(BIN)/taskvec demo --text --overwrite $(if $(DATA),--data $(DATA))
 
 test: $(VENV)/.models
 	$(BIN)/python -m pytest -q

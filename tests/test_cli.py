@@ -44,7 +44,8 @@ def fails(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str
     assert _run(list(arguments)) == code
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("error: ")
+    assert said.err.splitlines()[-1].startswith("error: ") or said.err.startswith("error: ")
+    assert all(line.startswith("note: ") for line in said.err.split("error: ", 1)[0].splitlines())
     assert "Traceback" not in said.err
     return said.err
 
@@ -123,7 +124,7 @@ def test_vectors_of_another_base_are_refused(here: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("code", "expects", "arguments"),
     [
-        (3, "does not exist; did you mean cars?", ("diff", "base", "carz", "-o", "v.safetensors")),
+        (3, "does not exist. Did you mean cars?", ("diff", "base", "carz", "-o", "v.safetensors")),
         (3, "not a safetensors file: only 5 bytes", ("diff", "base", "short.safetensors", "-o", "v.safetensors")),
         (3, "git lfs pull", ("explain", "lfs.safetensors")),
         (3, "holds no weights", ("diff", "base", "empty", "-o", "v.safetensors")),
@@ -260,6 +261,81 @@ def test_restrict_is_recorded_so_that_it_reads_back(here: Path) -> None:
         again = parse(edited.explain().expression, read)
         assert again.explain().expression == edited.explain().expression
         assert all(np.array_equal(again.array(n), edited.array(n)) for n in edited.names)
+
+
+def test_tied_weights_are_edited_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    for name, value in (("tied.pt", 1.0), ("tuned.pt", 3.0)):
+        shared = torch.full((4, 3), value)
+        torch.save({"wte.weight": shared, "lm_head.weight": shared, "bias": torch.zeros(3)}, name)
+    ok("diff", "tied.pt", "tuned.pt", "-o", "v.safetensors")
+    assert TaskVector.read("v.safetensors").norm() == pytest.approx(np.sqrt(12 * 4))  # once, not twice
+    ok("edit", "base + 0.5 * v", "--let", "base=tied.pt", "--let", "v=v.safetensors", "-o", "out.safetensors")
+    out = Checkpoint.read("out.safetensors")
+    assert out.names == ("wte.weight", "bias") and np.all(out.array("wte.weight") == 2)
+    capsys.readouterr()
+    ok("explain", "tied.pt")
+    assert "1 tied in tied, kept once: 'lm_head.weight = wte.weight'" in capsys.readouterr().out
+
+
+def test_rebase_stays_in_the_record(here: Path) -> None:
+    ok("diff", "base", "cars", "-o", "cars.safetensors")
+    ok("edit", "x + rebase(v, x)", "--let", "x=alien", "--let", "v=cars.safetensors", "-o", "out")
+    assert json.loads(Path("out/taskvec.json").read_text())["expression"] == "x + rebase(v, x)"
+    expected = Checkpoint.read("alien").array("embed.weight") + TaskVector.read("cars.safetensors").array(
+        "embed.weight"
+    )
+    np.testing.assert_array_equal(Checkpoint.read("out").array("embed.weight"), expected)
+
+
+def test_negative_variance_of_batch_normalisation_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("bn", 0.9), ("bn2", 0.5)):
+        weights = {"norm.running_var": np.full(3, value, np.float32), "w": np.full(3, value, np.float32)}
+        Checkpoint.of(weights).save(f"{name}.safetensors")
+    lets = ("--let", "b=bn.safetensors", "--let", "t=bn2.safetensors", "-o", "out.safetensors")
+    assert "is negative" in fails(capsys, 3, "edit", "b + 5 * (t - b)", *lets)
+    ok("edit", "b + 5 * restrict(t - b, '~*running_*')", *lets)
+    assert np.allclose(Checkpoint.read("out.safetensors").array("norm.running_var"), 0.9)
+
+
+def test_dtype_reaches_the_config(here: Path) -> None:
+    text = '{"dtype": "float32", "text_config": {"torch_dtype": "float32"}, "vocab_size": 7}'
+    (here / "base" / "config.json").write_text(text)
+    ok("edit", "base + (cars - base)", *LETS, "-o", "out", "--dtype", "bf16")
+    config = json.loads(Path("out/config.json").read_text())
+    assert config == {"dtype": "bfloat16", "text_config": {"torch_dtype": "bfloat16"}, "vocab_size": 7}
+    ok("edit", "base + (cars - base)", *LETS, "-o", "same")
+    assert Path("same/config.json").read_text() == text
+
+
+def test_integer_models_are_refused_rather_than_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("q1", "q2"):
+        Checkpoint.of({"w": np.arange(4, dtype=np.int8)}).save(f"{name}.safetensors")
+    text = fails(capsys, 3, "diff", "q1.safetensors", "q2.safetensors", "-o", "v.safetensors")
+    assert "no floating-point tensor" in text and "I8" in text
+
+
+def test_an_expression_may_begin_with_a_minus(here: Path) -> None:
+    ok("diff", "base", "cars", "-o", "cars.safetensors")
+    ok("edit", "-0.5*v", "--let", "v=cars.safetensors", "-o", "w.safetensors")
+    v, w = TaskVector.read("cars.safetensors"), TaskVector.read("w.safetensors")
+    np.testing.assert_array_equal(w.array("embed.weight"), -0.5 * v.array("embed.weight"))
+
+
+def test_errors_are_json_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["compare", "nowhere", "base", "--json"]) == 3
+    said = json.loads(capsys.readouterr().out)
+    assert said["command"] == "compare" and said["error"]["exit_code"] == 3 and "nowhere" in said["error"]["message"]
+
+
+def test_adapters_and_python_forms_get_the_right_advice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "lora").mkdir()
+    (here / "lora" / "adapter_config.json").write_text("{}")
+    assert "PEFT adapter" in fails(capsys, 3, "explain", "lora")
+    text = fails(capsys, 2, "edit", "base + cars.restrict('*.attn.*')", *LETS, "-o", "out")
+    assert "write restrict(cars, '*.attn.*')" in text
+    ok("explain", "base + (cars - base)", *LETS)
+    assert "note: dtd is named but not used" in capsys.readouterr().err
 
 
 def test_names_cannot_drive_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,10 @@ def diff(base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, 
             _note(str(match))
         tuned = tuned.shared(start)
     vector = tuned - start
-    notes = kinship_notes(vector.node)
+    notes = list(kinship_notes(vector.node))
+    whole = len(start.spec) - len(floats(start.spec))
+    if whole:
+        notes.append(f"{whole} integer or boolean tensors of {start.label} are left out: they are never edited.")
     for text in notes:
         _note(text)
     with _progress(vector) as step:
@@ -155,6 +159,13 @@ def edit(
     \b
     taskvec edit 'base + 0.4 * (cars + dtd)' --let base=clip-b32/ \\
         --let cars=cars.safetensors --let dtd=dtd.safetensors -o out/
+
+    \b
+    An expression has names, numbers, + - * / and parentheses, and
+      ties([a, b], density=0.2)     a method, of a list of vectors (taskvec methods)
+      restrict(v, '*.attn.*')       only these names; '~*.bias' excludes, a list combines
+      shared(ft, base)              only what both have, under the base's names
+      rebase(v, base)               use a vector with another base than its own
     """
     from .weights import Checkpoint, kinship_notes
     from .weights.dtypes import parse_dtype
@@ -162,6 +173,8 @@ def edit(
     recipe, value = _value(edit, lets)
     if dry_run:
         return _show_explanation(value, as_json)
+    if isinstance(value, Checkpoint) and value.partial:
+        _note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
     if out is None:
         raise UsageError("name the output with -o, for example -o out/ (or use --dry-run).")
     dtype = dtype or recipe.dtype
@@ -247,7 +260,7 @@ def compare(paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, a
         if shared:
             notes.append(str(value.match(start)))
             value = value.shared(start)
-        vectors.append(value - start)
+        vectors.append(replace(value - start, label=value.label))
     for vector in vectors:
         notes.extend(kinship_notes(vector.node))
     for text in notes:
@@ -294,7 +307,10 @@ def methods(name: str | None, as_json: bool) -> None:
     import inspect
 
     from .methods import METHODS
+    from .recipe import FUNCTIONS
 
+    if name in FUNCTIONS:
+        raise UsageError(f"{name} is no method but a function of expressions; `taskvec edit --help` explains it.")
     if name is not None and name not in METHODS:
         raise UnknownName(f"unknown method {name!r}; known are {', '.join(METHODS)}.{nearest(name, METHODS)}")
     chosen = {n: m.fn for n, m in METHODS.items() if name in (None, n)}
@@ -308,6 +324,7 @@ def methods(name: str | None, as_json: bool) -> None:
         width = max(len(text) for text in signatures.values())
         for n, doc in table.items():
             print(f"{signatures[n]:<{width}}  {doc.splitlines()[0]}")
+        print("\nBeside methods, expressions know restrict, shared and rebase: see `taskvec edit --help`.")
 
 
 def _signature(name: str, fn: Callable[..., Any]) -> str:
@@ -359,7 +376,10 @@ def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
         recipe = Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256)
     else:
         recipe = Recipe(edit, read)
-    return recipe, recipe.build()
+    value = recipe.build()
+    for name in recipe.unused():
+        _note(f"{name} is named but not used.")
+    return recipe, value
 
 
 def _bytes(text: str) -> int:
@@ -418,7 +438,24 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminated)
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            signal.signal(number, _terminated)
+    # An expression that begins with a minus is no option.
+    expressions = [a for a in arguments if re.match(r"-[^-]", a) and re.search(r"[+*/(]| - ", a)]
+    if arguments[:1] in (["edit"], ["explain"]) and expressions:
+        arguments = [*(a for a in arguments if a not in expressions), "--", *expressions]
+    return _guarded(arguments)
+
+
+def _guarded(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+
+    def fail(text: str, code: int) -> int:
+        if as_json:
+            with contextlib.suppress(BrokenPipeError):
+                _print_json(arguments[0], {"error": {"message": text, "exit_code": code}})
+        return _fail(text, code)
+
     warnings.showwarning = lambda message, *_, **__: _note(str(message))
     try:
         # Not cli.main(), which ends the process by itself when a pipe closes.
@@ -427,28 +464,28 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except TaskvecError as error:
-        return _fail(str(error), error.exit_code)
+        return fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "taskvec"
-        return _fail(f"{error.format_message()} See `{where} --help`.", 2)
+        return fail(f"{error.format_message()} See `{where} --help`.", 2)
     except click.ClickException as error:
-        return _fail(error.format_message(), 2)
+        return fail(error.format_message(), 2)
     except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted; nothing was left behind.", 130)
+        return fail("interrupted; nothing was left behind.", 130)
     except BrokenPipeError:  # `taskvec ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _fail("not enough memory.", 4)
+        return fail("not enough memory.", 4)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}.", 4)
+        return fail(f"{error.strerror or error}{where}.", 4)
     except Exception as error:
         if os.environ.get("TASKVEC_DEBUG"):
             raise
-        return _fail(
+        return fail(
             f"a bug in taskvec: {type(error).__name__}: {error}. Set TASKVEC_DEBUG=1 to see where, and please report it.",
             1,
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import inspect
 import keyword
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ class Recipe:
     define: Mapping[str, str] = field(default_factory=dict)
     dtype: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def unused(self) -> list[str]:
+        """Inputs that neither the output nor a definition mentions."""
+        words = {w for text in (self.output, *self.define.values()) for w in re.findall(r"\w+", text)}
+        return [n for n in self.read if n not in words]
 
     def build(self) -> Value:
         """Open the inputs (headers only) and build the output, still lazy.
@@ -176,6 +182,10 @@ def _build(node: ast.expr, names: Mapping[str, Value], text: str) -> Any:
             except KeyError:
                 hint = nearest(name, names)
                 known = ", ".join(names) or "none"
+                hint = (
+                    hint
+                    or f" To open a checkpoint: `{name}: {{read: path}}` in a recipe, --let {name}=PATH on the command line."
+                )
                 raise UnknownName(f"unknown name {name!r} in the expression; known are: {known}.{hint}") from None
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             try:
@@ -190,6 +200,10 @@ def _build(node: ast.expr, names: Mapping[str, Value], text: str) -> Any:
             return _binary(op, _build(left, names, text), _build(right, names, text), _said(node, text))
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             return _call(name, args, keywords, names, text)
+    match node:
+        case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in FUNCTIONS:
+            what = "'*.attn.*'" if name == "restrict" else "base"
+            raise UsageError(f"in an expression, write {name}({_said(inner, text)}, {what}).")
     raise UsageError(
         f"{_said(node, text)!r} cannot stand in an expression: only names, numbers, + - * /, parentheses and methods can."
     )

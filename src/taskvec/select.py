@@ -41,16 +41,24 @@ class Select:
 
 
 def matching(*patterns: str) -> Select:
-    """Names that match at least one shell pattern (``*``, ``?``, ``[...]``), case-sensitively.
+    """Names that match at least one shell pattern (``*``, ``?``, ``[...]``), case-sensitively; ``~`` excludes.
 
     Example:
+        >>> [n for n in ("a.weight", "a.bias", "b.weight") if matching("a.*", "~*.bias")(n)]
+        ['a.weight']
         >>> matching("*.weight", "head.*")("head.bias")
         True
     """
     if not patterns:
         raise UsageError("matching() needs at least one pattern, for example matching('*.attn.*').")
-    compiled = [re.compile(fnmatch.translate(p)) for p in patterns]
-    return Select(lambda n: any(c.match(n) for c in compiled), ", ".join(patterns), patterns)
+    wanted = [re.compile(fnmatch.translate(p)) for p in patterns if not p.startswith("~")]
+    unwanted = [re.compile(fnmatch.translate(p[1:])) for p in patterns if p.startswith("~")]
+
+    def test(name: str) -> bool:
+        chosen = any(c.match(name) for c in wanted) or not wanted
+        return chosen and not any(c.match(name) for c in unwanted)
+
+    return Select(test, ", ".join(patterns), patterns)
 
 
 def named(names: Iterable[str]) -> Select:

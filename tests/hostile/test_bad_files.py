@@ -215,7 +215,7 @@ def test_things_that_are_not_files(kind, tmp_path, run_cli):
 def test_a_near_miss_of_a_path_is_suggested(tmp_path, run_cli):
     sound(tmp_path / "cars.safetensors")
     code, _, err = run_cli("explain", tmp_path / "casr.safetensors")
-    assert code == 3 and "did you mean" in err and "cars.safetensors" in err
+    assert code == 3 and "Did you mean" in err and "cars.safetensors" in err
 
 
 # --- folders -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,6 +53,11 @@ def run(
     out, began = Path(out), time.monotonic()
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"{out} already exists and is not empty. Name another folder, or pass --overwrite.")
+    if text:
+        from .text import find_files
+
+        find_files(data)
+    _writable(out)
     for library in ("matplotlib", "jinja2"):  # now, not after a minute of training
         if importlib.util.find_spec(library) is None:
             raise missing_extra(library, "demo", "The demo's report")
@@ -79,6 +85,16 @@ def run(
     _write(out, setting, vectors, results, overwrite=overwrite)
     telling.closing(console, out, setting, seconds=time.monotonic() - began)
     return results
+
+
+def _writable(out: Path) -> None:
+    """Make the folder and a file in it, so that a minute of training is not lost to a disk that cannot be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise StorageError(f"cannot write to {out}: {error.strerror}. Name another folder with --out.") from error
 
 
 def _write(

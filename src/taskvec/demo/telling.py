@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +45,7 @@ def answer(console: Console, result: Any) -> None:
         for row in result.rows:
             shown.add_row(*_cells(row, tasks, several))
     console.print(shown)
-    for sentence in told.sentences:
+    for sentence in (*told.sentences, *told.notes):
         say(console, sentence)
 
 
@@ -92,12 +95,21 @@ def closing(console: Console, out: Path, setting: Setting, *, seconds: float) ->
     heading(console, f"Done in {seconds:.0f} s")
     say(console, f"Read the report: {out}/report.html. The numbers are in {out}/results/, as JSON.")
     say(console, "The vectors are files. Try next:")
+    program = _program()
     for command in (
         f"taskvec compare {out}/vectors/{first}.safetensors {out}/vectors/{second}.safetensors --by layer",
         f"taskvec explain 'base + 0.4 * ({first} + {second})' {let}",
         f"taskvec edit 'base + 0.4 * ({first} + {second})' {let} -o {out}/edited.safetensors",
     ):
-        console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {command.replace('taskvec', program, 1)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _program() -> str:
+    """How to call taskvec here: by its name if the shell finds it, else by its path."""
+    script = Path(sys.argv[0])
+    if shutil.which("taskvec") or script.name != "taskvec":
+        return "taskvec"
+    return os.path.relpath(script)
 
 
 def file_name(name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import BaseMismatch, KeyMismatch, NotLinear, UsageError, some
+from ..errors import BaseMismatch, InputError, KeyMismatch, NotLinear, UsageError, some
 from ..select import Select, as_select
 from . import graph
 from .dtypes import TensorSpec, narrow
@@ -37,6 +37,7 @@ class _Tensors:
 
     node: Node
     label: str
+    __array_ufunc__ = None  # so that a NumPy number times a vector is a vector, and an array times one is an error
 
     @property
     def spec(self) -> Mapping[str, TensorSpec]:
@@ -112,6 +113,13 @@ class Checkpoint(_Tensors):
             return NotImplemented
         mine, theirs = graph.origin_and_delta(self.node), graph.origin_and_delta(other.node)
         lineage_ = Base(other.label, node=other.node)
+        for point in (self, other):
+            if not floats(point.spec):
+                kinds = ", ".join(sorted({s.dtype for s in point.spec.values()})) or "none"
+                raise InputError(
+                    f"cannot subtract {other.label} from {self.label}: {point.label} has no floating-point tensor (formats: "
+                    f"{kinds}). Integer tensors are never edited; dequantise the model first."
+                )
         if mine[0].key == theirs[0].key:  # one origin: the displacement needs no rounding through the point
             spec = floats(self.spec)
             parts = [(v, c) for v, c in ((mine[1], 1.0), (theirs[1], -1.0)) if v is not None]
@@ -135,7 +143,7 @@ class Checkpoint(_Tensors):
             raise BaseMismatch(
                 f"cannot apply the vector {other.label} to {self.label}: it was taken from {other.base.label} "
                 f"(fingerprint {other.base.fingerprint}), and {self.label} goes back to {lineage(self.node)}. "
-                "If the two bases are meant to be interchangeable, say so with vector.rebase(base)."
+                "If the two bases are meant to be interchangeable, say so with vector.rebase(base); in an expression, rebase(vector, base)."
             )
         same_names(other.spec, floats(self.spec), other.label, self.label, "apply", subset=other.partial)
         return Checkpoint(graph.move(self.node, other.node), self.label, self.partial)
@@ -224,7 +232,7 @@ class Checkpoint(_Tensors):
         )
 
     def __repr__(self) -> str:
-        return f"Checkpoint({self.label}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
+        return f"Checkpoint({_said(self.node)}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +317,9 @@ class TaskVector(_Tensors):
 
     def rebase(self, base: Checkpoint) -> TaskVector:
         """The same numbers, declared to be a displacement from `base`: the explicit way to mix lineages."""
-        return TaskVector(self.node, Base(base.label, node=base.node), self.label, self.partial)
+        return TaskVector(
+            graph.rebase(self.node, base.node), Base(base.label, node=base.node), self.label, self.partial
+        )
 
     def dot(self, other: TaskVector) -> float:
         r"""Inner product :math:`\langle\tau_a, \tau_b\rangle` over all entries, in float64."""
@@ -346,7 +356,7 @@ class TaskVector(_Tensors):
         return save_vector(self, Path(path), overwrite=overwrite, progress=progress)
 
     def __repr__(self) -> str:
-        return f"TaskVector({self.label}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
+        return f"TaskVector({_said(self.node)}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -406,6 +416,12 @@ def combined(weighted: list[tuple[TaskVector, float]]) -> TaskVector:
     spec, base, partial = meet(vectors)
     label = _short(" + ".join(v.label for v in vectors))
     return TaskVector(graph.combine([(v.node, c) for v, c in weighted], spec), base, label, partial)
+
+
+def _said(node: Node) -> str:
+    from .text import expression
+
+    return _short(expression(node))
 
 
 def _short(label: str) -> str:

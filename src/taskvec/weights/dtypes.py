@@ -25,7 +25,10 @@ OTHERS: dict[str, np.dtype[Any]] = {
 }
 DTYPES: dict[str, np.dtype[Any]] = {**FLOATS, **OTHERS}
 NAMES: dict[np.dtype[Any], str] = {v: k for k, v in DTYPES.items()}
-_ALIASES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+LONG_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def parse_dtype(text: str) -> str:
     Raises:
         UsageError: not a floating-point format.
     """
-    name = _ALIASES.get(text.lower(), text.upper())
+    name = LONG_NAMES.get(text.lower(), text.upper())
     if name not in FLOATS:
-        known = [*_ALIASES, *FLOATS]
+        known = [*LONG_NAMES, *FLOATS]
         raise UsageError(f"unknown number format {text!r}; expected one of {', '.join(known)}.{nearest(text, known)}")
     return name
 

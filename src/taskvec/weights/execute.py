@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import NonFinite
 from .dtypes import DTYPES, all_finite, widen
-from .graph import COMBINE, MOVE, READ, RENAME, RESTRICT, Node, reads, walk
+from .graph import COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, Node, reads, walk
 
 BLOCK = 1 << 18  # values; half a megabyte of bfloat16 a stream stays in cache
 Values = Mapping[str, Any]  # summary key -> value (or {name: value} where the summary is per tensor)
@@ -83,7 +83,7 @@ def _compute(node: Node, block: Block, summaries: Values, cache: dict[tuple[str,
     if node.op is RENAME:
         old = Block(node.params["old"][block.name], block.start, block.stop)
         return evaluate(node.inputs[0], old, summaries, cache)
-    if node.op is RESTRICT:
+    if node.op in (RESTRICT, REBASE):
         return evaluate(node.inputs[0], block, summaries, cache)
     arrays = [evaluate(n, block, summaries, cache) for n in _ordered(node, block.name)]
     if node.op not in ABSENT_IS_NONE:
@@ -106,7 +106,7 @@ def _read(node: Node, block: Block) -> np.ndarray:
         raise NonFinite(
             f"{source.label}: tensor {block.name!r} holds {len(bad)} non-finite values in entries {block.start:,} to "
             f"{block.stop:,} (the first is {values[bad[0]]} at {block.start + int(bad[0]):,}). An edit would spread them; "
-            "repair or leave out that tensor with .restrict(...)."
+            "repair the file, or leave that tensor out: restrict(vector, '~NAME')."
         )
     return values
 

@@ -99,7 +99,7 @@ class Node:
     def _digest_of(self, name: str) -> str:
         if name not in self.spec:
             return ""
-        if self.op is RESTRICT:
+        if self.op in (RESTRICT, REBASE):
             return self.inputs[0].digest_of(name)
         if self.op is RENAME:
             return self.inputs[0].digest_of(self.params["old"][name])
@@ -147,7 +147,13 @@ def reads(node: Node) -> list[Node]:
     def visit(n: Node) -> None:
         if n.op is READ:
             found[n.key] = n
-        below = (n.expansion,) if n.expansion is not None else n.inputs[:1] if n.op in (RESTRICT, RENAME) else n.inputs
+        below = (
+            (n.expansion,)
+            if n.expansion is not None
+            else n.inputs[:1]
+            if n.op in (RESTRICT, RENAME, REBASE)
+            else n.inputs
+        )
         for m in below:
             visit(m)
 
@@ -203,6 +209,7 @@ def _structural(arrays: list[np.ndarray | None]) -> np.ndarray | None:
 
 READ = Op("read", _structural, "point")  # a point, or a vector where the file's metadata says so
 RESTRICT = Op("restrict", _structural)  # the same values, fewer names
+REBASE = Op("rebase", _structural)  # the same values, declared to be a displacement from inputs[1]
 RENAME = Op(
     "shared", _structural
 )  # the same values under the names of inputs[1]; params["old"] maps those to inputs[0]'s
@@ -223,6 +230,10 @@ def restrict(node: Node, names: set[str], patterns: tuple[str, ...] = ()) -> Nod
 def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
     """`old` maps each name, one of `like`'s, to the name it has in `node`; names not mentioned are dropped."""
     return Node(RENAME, (node, like), {new: node.spec[name] for new, name in old.items()}, {"old": dict(old)})
+
+
+def rebase(node: Node, base: Node) -> Node:
+    return Node(REBASE, (node, base), node.spec)
 
 
 def difference(a: Node, b: Node) -> Node:

@@ -72,7 +72,7 @@ def meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]:
             raise BaseMismatch(
                 f"cannot combine {v.label} and {first.label}: they were taken from different bases, {v.base.label} "
                 f"(fingerprint {v.base.fingerprint}) and {base.label} ({base.fingerprint}). "
-                "Fine-tune both from one base, or say that the bases are interchangeable with vector.rebase(base)."
+                "Fine-tune both from one base, or say that the bases are interchangeable with vector.rebase(base); in an expression, rebase(vector, base)."
             )
         if not base.known and v.base.known:
             base = v.base

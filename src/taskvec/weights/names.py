@@ -84,6 +84,10 @@ def same_names(
         raise_mismatch(extra, absent, shapes, here, there, a, b, verb)
 
 
+def _names(names: list[str]) -> str:
+    return f"{len(names)} name{'s' if len(names) != 1 else ''}"
+
+
 def raise_mismatch(
     extra: list[str], absent: list[str], shapes: list[str], here: Mapping[str, TensorSpec],
     there: Mapping[str, TensorSpec], a: str, b: str, verb: str,
@@ -93,17 +97,14 @@ def raise_mismatch(
     ]
     parts = []
     if extra:
-        parts.append(f"{len(extra)} names only in {a} ({some(extra)})")
+        parts.append(f"{_names(extra)} only in {a} ({some(extra)})")
     if absent:
         parts.append(f"{len(absent)} only in {b} ({some(absent)})")
     if shapes:
         n = shapes[0]
         parts.append(f"{len(shapes)} differ in shape ({n!r} is {here[n]} and {there[n]})")
-    remedy = (
-        f"To edit only what both have, use {a}.shared({b}) (on the command line: --shared)."
-        if verb == "subtract"
-        else f"To edit only what both have, use {a}.shared({b}) or {a}.restrict(...)."
-    )
+    remedy = f"To edit only what both have, use {a}.shared({b}); in an expression, shared({a}, {b})"
+    remedy += "; `taskvec diff` and `compare` take --shared." if verb == "subtract" else "."
     raise KeyMismatch(f"cannot {joined}: {', '.join(parts)}. {remedy}")
 
 

@@ -32,6 +32,7 @@ class Source:
     files: tuple[Path, ...] = ()
     folder: Path | None = None
     metadata: Mapping[str, str] = {}
+    tied: Mapping[str, str] = {}  # names left out because they are another name of the same tensor -> that name
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Values `start` to `stop` of a tensor, flat, in the stored format; the caller does not change them."""
@@ -81,7 +82,11 @@ class FileSource(Source):
 
 
 class MemorySource(Source):
-    """NumPy arrays or torch tensors by name; copied unless told otherwise, so that later training cannot change them."""
+    """NumPy arrays or torch tensors by name; copied unless told otherwise, so that later training cannot change them.
+
+    Torch tensors that share their memory are tied weights: they are one tensor, kept under the first of its names, as
+    safetensors files of such models keep it. So an edit changes them once, and norms count them once.
+    """
 
     def __init__(
         self, weights: Mapping[str, Any], label: str, *, copy: bool = True, files: tuple[Path, ...] = (),
@@ -89,7 +94,13 @@ class MemorySource(Source):
         self.label, self.files = label, files
         self._flat: dict[str, np.ndarray] = {}
         spec: dict[str, TensorSpec] = {}
+        first: dict[Any, tuple[str, Any]] = {}  # with the tensor, so that its address is not given to another meanwhile
+        tied: dict[str, str] = {}
         for name, value in weights.items():
+            place = _place(value)
+            if place is not None and first.setdefault(place, (name, value))[0] != name:
+                tied[name] = first[place][0]
+                continue
             array = _as_numpy(value, name, label)
             if array.dtype not in NAMES:
                 raise InputError(
@@ -100,10 +111,20 @@ class MemorySource(Source):
             flat = flat.copy() if copy else flat.view()
             flat.flags.writeable = False
             self._flat[name] = flat
-        self.spec = spec
+        self.spec, self.tied = spec, tied
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._flat[name][start:stop]
+
+
+def _place(value: Any) -> Any:
+    """Where a torch tensor's values lie; equal for tied weights. None for what cannot be tied."""
+    if not hasattr(value, "untyped_storage") or value.numel() == 0:
+        return None
+    try:
+        return value.device, value.data_ptr(), value.dtype, tuple(value.shape), value.stride()
+    except (RuntimeError, NotImplementedError):  # no data: refused later, with its name
+        return None
 
 
 def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
@@ -141,7 +162,7 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     # File names need not be text; labels go into headers, which must be.
     label = (label or path.stem or str(path)).encode("utf-8", "replace").decode()
     if not path.exists():
-        raise InputError(f"{path} does not exist{_near(path)}.")
+        raise InputError(f"{path} does not exist.{_near(path)}")
     if path.is_dir():
         return _open_folder(path, label)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
@@ -153,11 +174,16 @@ def _near(path: Path) -> str:
     import difflib
 
     names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"; did you mean {path.parent / match[0]}?" if match else ""
+    match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.7)
+    return f" Did you mean {path.parent / match[0]}?" if match else ""
 
 
 def _open_folder(folder: Path, label: str) -> Source:
+    if (folder / "adapter_config.json").exists():
+        raise NotACheckpoint(
+            f"{folder} is a PEFT adapter, whose tensors are factors and not weights. Merge it into its base first "
+            "(merge_and_unload in peft), and name the merged folder."
+        )
     for suffix, single in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin")):
         indexes = sorted(folder.glob(f"*{suffix}.index.json"))
         files = sorted(folder.glob(f"*{suffix}"))

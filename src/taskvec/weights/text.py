@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import some
 from . import graph
 from .dtypes import DTYPES
 from .execute import BLOCK, default_threads, levels, whole_tensors
@@ -62,6 +63,8 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
         if n.op is graph.RESTRICT:
             chosen = list(n.params["patterns"] or map(glob.escape, n.spec))
             return f"restrict({text(n.inputs[0])}, {(chosen[0] if len(chosen) == 1 else chosen)!r})"
+        if n.op is graph.REBASE:
+            return f"rebase({text(n.inputs[0])}, {text(n.inputs[1])})"
         if n.op is graph.RENAME:
             return f"shared({text(n.inputs[0])}, {text(n.inputs[1])})"
         inner = ", ".join(text(i) for i in n.inputs)
@@ -184,6 +187,12 @@ def explain(value: Checkpoint | TaskVector) -> Explanation:
     largest = max((s.size for s in node.spec.values()), default=0)
     block = largest if whole_tensors(node) else min(BLOCK, largest)
     peak = INTERPRETER_BYTES + 2 * default_threads() * block * 4 * (len(list(walk(node))) + 1)
+    notes = [
+        f"{len(n.source.tied)} tied in {n.source.label}, kept once: "
+        + some(f"{a} = {b}" for a, b in n.source.tied.items())
+        for n in walk(node)
+        if n.source is not None and n.source.tied
+    ]
     return Explanation(
         expression(node, names),
         expression(node, names, expand=True),
@@ -195,6 +204,7 @@ def explain(value: Checkpoint | TaskVector) -> Explanation:
         to_read,
         stored_bytes(node.spec) if point else 4 * sum(s.size for s in node.spec.values()),
         peak,
+        tuple(notes),
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import NonFinite, StorageError, UsageError
+from ..errors import InputError, NonFinite, StorageError, UsageError
 from . import graph
 from .algebra import (
     BASE_KEY,
@@ -29,7 +29,7 @@ from .algebra import (
     Checkpoint,
     TaskVector,
 )
-from .dtypes import TensorSpec, all_finite, narrow, parse_dtype, widen
+from .dtypes import LONG_NAMES, TensorSpec, all_finite, narrow, parse_dtype, widen
 from .execute import Block, blocks, bytes_per_value, evaluate, in_order, summarise, whole_tensors
 from .graph import Node
 from .names import stored_bytes
@@ -66,14 +66,14 @@ def save_checkpoint(
         place = staging.parent if single else staging
         files = {staging.name: spec} if single else shards
         room = {"taskvec": _placeholder(point.node, dtype=target)} if single else {}
-        _stream(point.node, place, files, {"format": "pt", **room}, progress)
+        _stream(point.node, place, files, {"format": "pt", **room}, progress, point=True)
         info = _info(point.node, hashes(), dtype=target)
         if single:
             _rewrite_metadata(staging, spec, {"format": "pt", "taskvec": json.dumps(info)})
         else:
             if len(shards) > 1:
                 _write_index(staging, shards, spec)
-            _copy_side_files(point.node, staging)
+            _copy_side_files(point.node, staging, dtype=target)
             (staging / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -91,7 +91,7 @@ def save_vector(vector: TaskVector, path: Path, *, overwrite: bool, progress: Ca
         metadata[PARTIAL_KEY] = "true"
     with _hashing(vector.node) as hashes, _staged(path, folder=False, overwrite=overwrite) as staging:
         room = {"taskvec": _placeholder(vector.node, dtype=None)}
-        _stream(vector.node, staging.parent, {staging.name: spec}, {**metadata, **room}, progress)
+        _stream(vector.node, staging.parent, {staging.name: spec}, {**metadata, **room}, progress, point=False)
         _rewrite_metadata(staging, spec, {**metadata, "taskvec": json.dumps(_info(vector.node, hashes(), dtype=None))})
     return path
 
@@ -205,7 +205,7 @@ def _sync(path: Path) -> None:
 
 def _stream(
     node: Node, folder: Path, files: Mapping[str, Mapping[str, TensorSpec]], metadata: Mapping[str, str],
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None] | None, *, point: bool,
 ) -> None:  # fmt: skip
     """Compute every tensor of `files` and write it to its place."""
     summaries = summarise(node, progress=progress)
@@ -235,6 +235,11 @@ def _stream(
                     values = np.zeros(block.stop - block.start, np.float32)
                 out = narrow(values, spec.dtype)
                 _check(widen(out), block, "the result", spec.dtype)
+                if point and block.name.endswith("running_var") and (widen(out) < 0).any():
+                    raise InputError(
+                        f"the result's variance {block.name!r} (batch normalisation) is negative, and such a model computes "
+                        "NaN. Choose a smaller coefficient, or keep the base's statistics: restrict(vector, '~*running_*')."
+                    )
             _write_all(fd, out.view(np.uint8), begin + block.start * out.dtype.itemsize)
             return (block.stop - block.start) * cost.get(block.name, out.dtype.itemsize)
 
@@ -286,7 +291,7 @@ def _write_index(folder: Path, shards: Mapping[str, Mapping[str, TensorSpec]], s
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _copy_side_files(node: Node, target: Path) -> None:
+def _copy_side_files(node: Node, target: Path, *, dtype: str | None) -> None:
     """Config, tokenizer and the like, from the folder of the origin."""
     origin = graph.origin_and_delta(node)[0]
     while origin.op in (graph.RESTRICT, graph.RENAME):
@@ -298,6 +303,23 @@ def _copy_side_files(node: Node, target: Path) -> None:
         if (folder / name).is_file():
             (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(folder / name, target / name)
+    if dtype:
+        _tell_dtype(target / "config.json", dtype)
+
+
+def _tell_dtype(config: Path, dtype: str) -> None:
+    """Put the output's number format into a copied config: transformers would convert the weights back otherwise."""
+    try:
+        table = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # no config, or not ours to understand: it stays as it is
+        return
+    name = {v: k for k, v in LONG_NAMES.items()}[dtype]
+    sections = [table, *(v for v in table.values() if isinstance(v, dict))] if isinstance(table, dict) else []
+    found = [(section, key) for section in sections for key in ("dtype", "torch_dtype") if key in section]
+    for section, key in found:
+        section[key] = name
+    if found:
+        config.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _info(node: Node, hashes: Mapping[str, Mapping[str, str]], *, dtype: str | None) -> dict[str, Any]:
