@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from . import errors, methods, protocols, report, results, select, tasks
+    from . import errors, methods, models, protocols, report, results, select, tasks, training
     from .search import grid
     from .training import PROBE, STANDARD, Regime, TrainSpec, fit
     from .weights import Checkpoint, TaskVector, explain
 
-_MODULES = ("errors", "methods", "protocols", "report", "results", "select", "tasks")
+_MODULES = ("errors", "methods", "models", "protocols", "report", "results", "select", "tasks", "training")
 _NAMES = {
     "Checkpoint": "weights", "TaskVector": "weights", "explain": "weights",
     "fit": "training", "TrainSpec": "training", "Regime": "training", "STANDARD": "training", "PROBE": "training",
@@ -25,7 +25,7 @@ _NAMES = {
 
 __all__ = [
     "PROBE", "STANDARD", "Checkpoint", "Regime", "TaskVector", "TrainSpec", "__version__", "errors", "explain", "fit",
-    "grid", "methods", "protocols", "report", "results", "select", "tasks",
+    "grid", "methods", "models", "protocols", "report", "results", "select", "tasks", "training",
 ]  # fmt: skip
 
 
