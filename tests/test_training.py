@@ -7,6 +7,7 @@ from torch import nn
 
 from taskvec.errors import KeyMismatch, NonFinite, UsageError
 from taskvec.models import bind, tensors
+from taskvec.models.functional import tensors
 from taskvec.models.vit import small_vit
 from taskvec.select import matching
 from taskvec.tasks import Head, Split, Task, accuracy
@@ -143,7 +144,14 @@ def test_tied_weights_stay_tied_and_buffers_stay():
     split = Split(torch.rand(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2)
     task = Task("t", split, split, split, Head(torch.rand(2, 4), torch.zeros(2)), ("0", "1"))
     made = fit(model, base, task, spec=QUICK).checkpoint
-    assert made.array("a.weight").tobytes() == made.array("b.weight").tobytes() != base.array("a.weight").tobytes()
+    # Tied weights are one tensor, under its first name, before and after.
+    assert base.array("b.weight").tobytes() == base.array("a.weight").tobytes() != made.array("a.weight").tobytes()
+    assert set(made.names) == set(base.names) and "b.weight" not in base.names
+    model.load_state_dict(tensors(made), strict=False)
+    assert (
+        model.b.weight is model.a.weight
+        and model.a.weight.detach().numpy().tobytes() == made.array("a.weight").tobytes()
+    )
     kept = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
     assert same(made, base) == kept
 

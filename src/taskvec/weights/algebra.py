@@ -23,7 +23,7 @@ from . import graph
 from .dtypes import TensorSpec, narrow
 from .execute import Block, evaluate, summarise
 from .graph import Node, Op
-from .lineage import Base, lineage, meet
+from .lineage import Base, lineage, meet, root
 from .names import NameMatch, floats, match_names, same_names
 from .source import MemorySource, open_source
 from .summaries import DOT, NORM
@@ -189,7 +189,10 @@ class Checkpoint(_Tensors):
         return Checkpoint(graph.rename(self.node, found.old, base.node), self.label, True)
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor in its stored format; computed now."""
+        """One tensor in its stored format; computed now. A tied tensor may be asked for by any of its names."""
+        source = root(self.node).source
+        if name not in self.spec and source is not None:
+            name = source.tied.get(name, name)
         return self.arrays([name])[name]
 
     def arrays(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
