@@ -7,7 +7,6 @@ from torch import nn
 
 from taskvec.errors import KeyMismatch, NonFinite, UsageError
 from taskvec.models import bind, tensors
-from taskvec.models.functional import tensors
 from taskvec.models.vit import small_vit
 from taskvec.select import matching
 from taskvec.tasks import Head, Split, Task, accuracy
