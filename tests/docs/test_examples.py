@@ -68,6 +68,26 @@ def test_readme_shell_and_recipe_run(shelf: Path) -> None:
     assert _run(["edit", "recipe.yaml", "-o", "from-recipe/"]) == 0
 
 
+def test_contributing_method_works_as_written(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The three pieces of "Add a method", put where it says, make a method that expressions know."""
+    from taskvec import methods
+    from taskvec.methods import elementwise, named
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    step, method, row = re.split(r"# methods/\w+\.py.*\n", code)[1:]
+    space = {**vars(elementwise), **vars(named), "Method": methods.Method}
+    exec(compile(step + method, "CONTRIBUTING.md", "exec"), space)
+    monkeypatch.setitem(methods.METHODS, "magmax", eval("{" + row + "}", space)["magmax"])
+    lets = [x for n in ("base=clip-b32", "a=ft/cars", "b=ft/dtd") for x in ("--let", n)]
+    assert _run(["edit", "base + magmax([a - base, b - base])", *lets, "-o", "out"]) == 0
+    name = "visual.0.mlp.w"
+    base, a, b, out = (Checkpoint.read(p).array(name) for p in ("clip-b32", "ft/cars", "ft/dtd", "out"))
+    largest = np.where(np.abs(b - base) > np.abs(a - base), b - base, a - base)
+    # Which vector comes first decides ties only, so the result may not depend on it here.
+    np.testing.assert_allclose(out, base + largest, rtol=0, atol=1e-6)
+
+
 def modules() -> list[str]:
     found = [m.name for m in pkgutil.walk_packages(taskvec.__path__, "taskvec.")]
     return [name for name in found if not name.endswith("__main__")]
