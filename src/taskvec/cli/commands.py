@@ -1,27 +1,19 @@
-"""The command line: each command is one public function and a way to show what it returns.
-
-Results go to stdout (with ``--json`` as one document), progress and notes to stderr. Exit codes: 0 done, 1 a bug of
-ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 130 and 143 interrupted.
-"""
+"""The commands: each is one public function and a way to show what it returns."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import signal
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from . import __version__
-from .errors import NotLinear, TaskvecError, UnknownName, UsageError, nearest
+from .. import __version__
+from ..errors import NotLinear, UnknownName, UsageError, nearest
+from .terminal import note, plain, print_json, progress
 
 
 class _Group(click.Group):
@@ -80,7 +72,7 @@ def demo(out: Path | None, text: bool, data: Path | None, seed: int, overwrite: 
     """Train, subtract, edit, measure, report: the whole loop, with no download."""
     # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from .demo import run
+    from ..demo import run
 
     run(
         out or Path("taskvec-demo-text" if text else "taskvec-demo"),
@@ -104,15 +96,15 @@ def diff(base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, 
     \b
     taskvec diff clip-b32/ ft/cars/ -o cars.safetensors
     """
-    from .weights import Checkpoint, kinship_notes
-    from .weights.names import floats
+    from ..weights import Checkpoint, kinship_notes
+    from ..weights.names import floats
 
     start = Checkpoint.read(base)
     tuned = Checkpoint.read(finetuned, label=_distinct(finetuned.stem or str(finetuned), start.label))
     match = tuned.match(start)
     if shared:
         if not as_json:
-            _note(str(match))
+            note(str(match))
         tuned = tuned.shared(start)
     vector = tuned - start
     notes = list(kinship_notes(vector.node))
@@ -120,21 +112,21 @@ def diff(base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, 
     if whole:
         notes.append(f"{whole} integer or boolean tensors of {start.label} are left out: they are never edited.")
     for text in notes:
-        _note(text)
-    with _progress(vector) as step:
+        note(text)
+    with progress(vector) as step:
         vector.save(out, overwrite=overwrite, progress=step)
     saved = _measured(out)
     saved |= {"base": base.name, "finetuned": finetuned.name, "notes": list(notes)}
     saved["left_out"] = sorted(set(floats(start.spec)) - set(vector.names)) if shared else []
     if as_json:
-        _print_json("diff", saved)
+        print_json("diff", saved)
     else:
         print(f"{out}: {saved['tensors']} tensors, {saved['values']:,} values, norm {saved['norm']:.4g}")
 
 
 def _measured(path: Path) -> dict[str, Any]:
     """Facts of a written vector, read back from the file."""
-    from .weights import TaskVector
+    from ..weights import TaskVector
 
     vector = TaskVector.read(path)
     values = sum(s.size for s in vector.spec.values())
@@ -167,14 +159,14 @@ def edit(
       shared(ft, base)              only what both have, under the base's names
       rebase(v, base)               use a vector with another base than its own
     """
-    from .weights import Checkpoint, kinship_notes
-    from .weights.dtypes import parse_dtype
+    from ..weights import Checkpoint, kinship_notes
+    from ..weights.dtypes import parse_dtype
 
     recipe, value = _value(edit, lets)
     if dry_run:
         return _show_explanation(value, as_json)
     if isinstance(value, Checkpoint) and value.partial:
-        _note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
+        note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
     if out is None:
         raise UsageError("name the output with -o, for example -o out/ (or use --dry-run).")
     dtype = dtype or recipe.dtype
@@ -182,8 +174,8 @@ def edit(
         parse_dtype(dtype)
     notes = kinship_notes(value.node)
     for text in notes:
-        _note(text)
-    with _progress(value) as step:
+        note(text)
+    with progress(value) as step:
         if isinstance(value, Checkpoint):
             size = None if shard_size is None else _bytes(shard_size)
             value.save(out, dtype=dtype, overwrite=overwrite, shard_size=size, progress=step)
@@ -191,7 +183,7 @@ def edit(
             value.save(out, overwrite=overwrite, progress=step)
     facts = value.explain()
     if as_json:
-        _print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
+        print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
     else:
         print(f"{out}: {facts.expression} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)")
     return None
@@ -208,7 +200,7 @@ def explain(edit: str, lets: tuple[str, ...], as_json: bool) -> None:
     taskvec explain 'base + 0.7 * ties([cars, dtd])' --let base=clip-b32/ ...
     taskvec explain cars.safetensors
     """
-    from .weights import open_weights
+    from ..weights import open_weights
 
     path = Path(edit)
     is_weights = not lets and path.suffix not in (".yaml", ".yml") and (path.exists() or path.suffix == ".safetensors")
@@ -218,7 +210,7 @@ def explain(edit: str, lets: tuple[str, ...], as_json: bool) -> None:
 def _show_explanation(value: Any, as_json: bool) -> None:
     facts = value.explain()
     if as_json:
-        _print_json("explain", facts.as_dict())
+        print_json("explain", facts.as_dict())
     else:
         print(facts)
 
@@ -237,8 +229,8 @@ def compare(paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, a
     taskvec compare ft/cars/ ft/dtd/ --base clip-b32/
     taskvec compare clip-b32/ ft/cars/            (the first is taken as the base)
     """
-    from .weights import Checkpoint, TaskVector, kinship_notes, open_weights
-    from .weights import compare as compare_vectors
+    from ..weights import Checkpoint, TaskVector, kinship_notes, open_weights
+    from ..weights import compare as compare_vectors
 
     opened: list[Any] = []
     for path in paths:
@@ -264,11 +256,11 @@ def compare(paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, a
     for vector in vectors:
         notes.extend(kinship_notes(vector.node))
     for text in notes:
-        _note(text)
-    with _progress(*vectors) as step:
+        note(text)
+    with progress(*vectors) as step:
         found = compare_vectors(vectors, base=start, by=by, progress=step)
     if as_json:
-        _print_json("compare", found.as_dict() | {"notes": notes})
+        print_json("compare", found.as_dict() | {"notes": notes})
     else:
         _show_comparison(found)
 
@@ -291,12 +283,12 @@ def _show_comparison(found: Any) -> None:
         )
     if len(found.groups) > 1:
         columns = [f"norm {n}" for n in found.names] + (["cosine"] if len(found.names) > 1 else [])
-        label = max(len(_plain(g.name)) for g in found.groups[1:])
+        label = max(len(plain(g.name)) for g in found.groups[1:])
         print(f"\n{'':<{label}}  {'values':>12}  " + "  ".join(f"{c:>12}" for c in columns))
         for g in found.groups[1:]:
             figures = [f"{n:>{max(12, len(c))}.4g}" for n, c in zip(g.norms, columns, strict=False)]
             figures += [f"{g.cosine[0][1]:>12.3f}"] if len(found.names) > 1 else []
-            print(f"{_plain(g.name):<{label}}  {g.values:>12,}  " + "  ".join(figures))
+            print(f"{plain(g.name):<{label}}  {g.values:>12,}  " + "  ".join(figures))
 
 
 @cli.command(short_help="List the merging methods, or explain one.")
@@ -306,8 +298,8 @@ def methods(name: str | None, as_json: bool) -> None:
     """List the merging methods, or show one: equation, hyper-parameters, source, example."""
     import inspect
 
-    from .methods import METHODS
-    from .recipe import FUNCTIONS
+    from ..methods import METHODS
+    from ..recipe import FUNCTIONS
 
     if name in FUNCTIONS:
         raise UsageError(f"{name} is no method but a function of expressions; `taskvec edit --help` explains it.")
@@ -317,7 +309,7 @@ def methods(name: str | None, as_json: bool) -> None:
     table = {n: re.sub(r":math:`([^`]*)`", r"\1", inspect.getdoc(fn) or "") for n, fn in chosen.items()}
     signatures = {n: _signature(n, fn) for n, fn in chosen.items()}
     if as_json:
-        _print_json("methods", {n: {"signature": signatures[n], "doc": d} for n, d in table.items()})
+        print_json("methods", {n: {"signature": signatures[n], "doc": d} for n, d in table.items()})
     elif name is not None:
         print(f"{signatures[name]}\n\n{table[name]}")
     else:
@@ -343,20 +335,20 @@ def _signature(name: str, fn: Callable[..., Any]) -> str:
 @_json
 def report(results: Path, out: Path, title: str | None, as_json: bool) -> None:
     """Render a folder of results (*.json) as one self-contained page."""
-    from .report import write
-    from .results import read_results
+    from ..report import write
+    from ..results import read_results
 
     found = read_results(results)
     write(found, out, title=title)
     if as_json:
-        _print_json("report", {"output": str(out), "results": [r.title for r in found]})
+        print_json("report", {"output": str(out), "results": [r.title for r in found]})
     else:
         print(f"{out}: {len(found)} results")
 
 
 def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
     """The recipe and its lazy value, from an expression or a YAML file."""
-    from .recipe import Recipe, check_name, load
+    from ..recipe import Recipe, check_name, load
 
     read: dict[str, Path] = {}
     for let in lets:
@@ -378,7 +370,7 @@ def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
         recipe = Recipe(edit, read)
     value = recipe.build()
     for name in recipe.unused():
-        _note(f"{name} is named but not used.")
+        note(f"{name} is named but not used.")
     return recipe, value
 
 
@@ -396,106 +388,3 @@ def _distinct(label: str, *taken: str) -> str:
     while unique in taken:
         unique, i = f"{label}_{i}", i + 1
     return unique
-
-
-def _note(text: str) -> None:
-    print("note: " + "\n".join(map(_plain, text.split("\n"))), file=sys.stderr)
-
-
-def _plain(text: str) -> str:
-    """Names come from files: control characters, which could drive the terminal, are shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _print_json(command: str, document: dict[str, Any]) -> None:
-    print(json.dumps({"schema_version": 1, "command": command, **document}, indent=1, default=str))
-
-
-@contextlib.contextmanager
-def _progress(*values: Any) -> Iterator[Callable[[int], None] | None]:
-    """A bar by bytes on a terminal; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    total = sum(v.explain().bytes_to_read for v in values)
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda n: bar.advance(task, n)
-
-
-def _terminated(number: int, _: Any) -> None:
-    raise SystemExit(128 + number)
-
-
-def main() -> None:
-    """Entry point: run a command, turn deliberate errors into one line and an exit code."""
-    sys.exit(_run(sys.argv[1:]))
-
-
-def _run(arguments: list[str]) -> int:
-    with contextlib.suppress(ValueError):  # not in the main thread
-        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            signal.signal(number, _terminated)
-    # An expression that begins with a minus is no option.
-    expressions = [a for a in arguments if re.match(r"-[^-]", a) and re.search(r"[+*/(]| - ", a)]
-    if arguments[:1] in (["edit"], ["explain"]) and expressions:
-        arguments = [*(a for a in arguments if a not in expressions), "--", *expressions]
-    return _guarded(arguments)
-
-
-def _guarded(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
-
-    def fail(text: str, code: int) -> int:
-        if as_json:
-            with contextlib.suppress(BrokenPipeError):
-                _print_json(arguments[0], {"error": {"message": text, "exit_code": code}})
-        return _fail(text, code)
-
-    warnings.showwarning = lambda message, *_, **__: _note(str(message))
-    try:
-        # Not cli.main(), which ends the process by itself when a pipe closes.
-        with cli.make_context("taskvec", arguments or ["--help"]) as context:
-            cli.invoke(context)
-        sys.stdout.flush()
-        return 0
-    except TaskvecError as error:
-        return fail(str(error), error.exit_code)
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else "taskvec"
-        return fail(f"{error.format_message()} See `{where} --help`.", 2)
-    except click.ClickException as error:
-        return fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        return fail("interrupted; nothing was left behind.", 130)
-    except BrokenPipeError:  # `taskvec ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError:
-        return fail("not enough memory.", 4)
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        return fail(f"{error.strerror or error}{where}.", 4)
-    except Exception as error:
-        if os.environ.get("TASKVEC_DEBUG"):
-            raise
-        return fail(
-            f"a bug in taskvec: {type(error).__name__}: {error}. Set TASKVEC_DEBUG=1 to see where, and please report it.",
-            1,
-        )
-
-
-def _fail(text: str, code: int) -> int:
-    with contextlib.suppress(BrokenPipeError):
-        print("error: " + "\n".join(map(_plain, text.split("\n"))), file=sys.stderr)
-    return code
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,85 @@
+"""The command line: `commands.py` has the commands, `terminal.py` what they print; this is the way in and out.
+
+Results go to stdout (with ``--json`` as one document), progress and notes to stderr. Exit codes: 0 done, 1 a bug of
+ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from ..errors import TaskvecError
+from .commands import cli
+from .terminal import note, print_json, say_error
+
+
+def _terminated(number: int, _: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Entry point: run a command, turn deliberate errors into one line and an exit code."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+            signal.signal(number, _terminated)
+    # An expression that begins with a minus is no option.
+    expressions = [a for a in arguments if re.match(r"-[^-]", a) and re.search(r"[+*/(]| - ", a)]
+    if arguments[:1] in (["edit"], ["explain"]) and expressions:
+        arguments = [*(a for a in arguments if a not in expressions), "--", *expressions]
+    return _guarded(arguments)
+
+
+def _guarded(arguments: list[str]) -> int:
+    as_json = "--json" in arguments
+
+    def fail(text: str, code: int) -> int:
+        if as_json:
+            with contextlib.suppress(BrokenPipeError):
+                print_json(arguments[0], {"error": {"message": text, "exit_code": code}})
+        return say_error(text, code)
+
+    warnings.showwarning = lambda message, *_, **__: note(str(message))
+    try:
+        # Not cli.main(), which ends the process by itself when a pipe closes.
+        with cli.make_context("taskvec", arguments or ["--help"]) as context:
+            cli.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except TaskvecError as error:
+        return fail(str(error), error.exit_code)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "taskvec"
+        return fail(f"{error.format_message()} See `{where} --help`.", 2)
+    except click.ClickException as error:
+        return fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        return fail("interrupted; nothing was left behind.", 130)
+    except BrokenPipeError:  # `taskvec ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return fail("not enough memory.", 4)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return fail(f"{error.strerror or error}{where}.", 4)
+    except Exception as error:
+        if os.environ.get("TASKVEC_DEBUG"):
+            raise
+        return fail(
+            f"a bug in taskvec: {type(error).__name__}: {error}. Set TASKVEC_DEBUG=1 to see where, and please report it.",
+            1,
+        )

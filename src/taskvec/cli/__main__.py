@@ -1,0 +1,5 @@
+"""``python -m taskvec.cli``."""
+
+from . import main
+
+main()

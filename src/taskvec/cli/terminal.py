@@ -1,0 +1,44 @@
+"""What the command line prints, and where: results to stdout, notes, errors and progress to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+def note(text: str) -> None:
+    print("note: " + "\n".join(map(plain, text.split("\n"))), file=sys.stderr)
+
+
+def say_error(text: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):
+        print("error: " + "\n".join(map(plain, text.split("\n"))), file=sys.stderr)
+    return code
+
+
+def plain(text: str) -> str:
+    """Names come from files: control characters, which could drive the terminal, are shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_json(command: str, document: dict[str, Any]) -> None:
+    print(json.dumps({"schema_version": 1, "command": command, **document}, indent=1, default=str))
+
+
+@contextlib.contextmanager
+def progress(*values: Any) -> Iterator[Callable[[int], None] | None]:
+    """A bar by bytes on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    total = sum(v.explain().bytes_to_read for v in values)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda n: bar.advance(task, n)
