@@ -113,6 +113,13 @@ def test_unrelated_base_is_noted(here: Path, capsys: pytest.CaptureFixture[str])
     assert "really" not in capsys.readouterr().err
 
 
+def test_an_edit_as_large_as_the_base_is_noted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ok("edit", "base + 500 * (cars - base)", *LETS, "-o", "far")
+    assert "the edit moves base by" in capsys.readouterr().err
+    ok("edit", "base + 0.5 * (cars - base)", *LETS, "-o", "near")
+    assert "the edit moves" not in capsys.readouterr().err
+
+
 def test_vectors_of_another_base_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ok("diff", "base", "cars", "-o", "cars.safetensors")
     text = fails(capsys, 3, "edit", "x + v", "--let", "x=alien", "--let", "v=cars.safetensors", "-o", "out")

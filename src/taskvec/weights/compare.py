@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ..errors import UsageError
 from . import graph
 from .algebra import Checkpoint, TaskVector, lift
-from .execute import Block, evaluate, summarise
+from .execute import Block, evaluate, levels, summarise
 from .lineage import Base
 from .names import floats, layer_of
 from .source import SAMPLE
@@ -139,7 +139,10 @@ UNRELATED = 0.9  # relative distance from which "is this really a fine-tune of t
 
 
 def kinship_notes(node: graph.Node) -> tuple[str, ...]:
-    """A note for each difference whose two sides are so far apart that one is probably not a fine-tune of the other."""
+    """Notes on what is probably a mistake: a difference of unrelated models, or an edit as large as the base itself.
+
+    Sampled, as `relative_distance`; an edit that needs whole passes first (a global cut) is not looked at.
+    """
     notes = []
     for n in graph.walk(node):
         if n.op is graph.DIFFERENCE:
@@ -150,4 +153,12 @@ def kinship_notes(node: graph.Node) -> tuple[str, ...]:
                     f"{a.label} differs from {b.label} by {apart:.2f} times the norm of {b.label} (sampled). "
                     "A fine-tuned model usually differs by less than 0.5; are these really a model and its base?"
                 )
+    if node.op is graph.MOVE and not notes and not levels(node):
+        origin = Checkpoint(node.inputs[0], expression(node.inputs[0]))
+        apart = relative_distance(Checkpoint(node, "the result"), origin)
+        if apart > UNRELATED:
+            notes.append(
+                f"the edit moves {origin.label} by {apart:.2f} times its norm (sampled); most edits stay below 0.5. "
+                "Is the vector really one of this base, and the coefficient as meant?"
+            )
     return tuple(notes)
