@@ -322,16 +322,57 @@ def test_integer_models_are_refused_rather_than_left_alone(here: Path, capsys: p
     assert "no floating-point tensor" in text and "I8" in text
 
 
-def test_an_expression_may_begin_with_a_minus(here: Path) -> None:
+def test_an_expression_may_begin_with_a_minus(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Put -- before an expression" in fails(capsys, 2, "edit", "-v", "-o", "w.safetensors")
     ok("diff", "base", "cars", "-o", "cars.safetensors")
-    ok("edit", "-0.5*v", "--let", "v=cars.safetensors", "-o", "w.safetensors")
+    ok("edit", "--let", "v=cars.safetensors", "-o", "w.safetensors", "--", "-0.5*v")
     v, w = TaskVector.read("cars.safetensors"), TaskVector.read("w.safetensors")
     np.testing.assert_array_equal(w.array("embed.weight"), -0.5 * v.array("embed.weight"))
+
+
+def test_sampled_notes_keep_off_edits_that_need_passes(here: Path) -> None:
+    lets = (*LETS, "-o", "o.safetensors")
+    ok("edit", "base + 0.1 * ((base + ties([cars - base])) - dtd)".replace("base + 0.1", "dtd + 0.1"), *lets)
+
+
+def test_vectors_take_no_format_and_no_shards(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (("--dtype", "bf16"), ("--shard-size", "1MB")):
+        text = fails(capsys, 2, "edit", "2 * (cars - base)", *LETS, "-o", "v.safetensors", *option)
+        assert "are for checkpoints" in text
+    ok("edit", "base", *LETS, "--dry-run", "--dtype", "bf16", "--json")
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["unchanged"] == 1 and plan["bytes_to_write"] == 2 * (30 + 30 + 35) + 16
+
+
+def test_what_no_vector_touches_may_hold_infinity_if_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("m", 1.0), ("n", 2.0)):
+        Checkpoint.of({"w": np.full(3, value, np.float32), "mask": np.zeros(2, np.float32)}).save(f"{name}.safetensors")
+        raw = Path(f"{name}.safetensors").read_bytes()
+        Path(f"{name}.safetensors").write_bytes(raw[:-8] + np.full(2, -np.inf, np.float32).tobytes())
+    lets = ("--let", "m=m.safetensors", "--let", "n=n.safetensors", "-o", "o.safetensors")
+    assert "restrict(vector, '~NAME')" in fails(capsys, 3, "edit", "m + (n - m)", *lets)
+    edit = ("edit", "m + restrict(n - m, '~mask')", *lets)
+    assert "--allow-nonfinite" in fails(capsys, 3, *edit)
+    ok(*edit, "--allow-nonfinite")
+    assert Checkpoint.read("o.safetensors").array("mask").tolist() == [-np.inf, -np.inf]
+
+
+def test_side_files_come_with_any_form_of_the_origin(here: Path) -> None:
+    for i, text in enumerate(("restrict(base + (cars - base), '*')", "restrict(base, '*') + (cars - base)")):
+        ok("edit", text, *LETS, "-o", f"o{i}")
+        assert Path(f"o{i}/config.json").exists()
+
+
+def test_hang_up_is_ignored_under_nohup(here: Path) -> None:
+    script = "import signal, os\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom taskvec.cli import _run\n_run(['methods'])\nos.kill(os.getpid(), signal.SIGHUP)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 
 def test_errors_are_json_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _run(["compare", "nowhere", "base", "--json"]) == 3
     said = json.loads(capsys.readouterr().out)
+    assert _run(["--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
     assert said["command"] == "compare" and said["error"]["exit_code"] == 3 and "nowhere" in said["error"]["message"]
 
 

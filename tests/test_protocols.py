@@ -209,6 +209,21 @@ def test_no_choice_depends_on_the_test_split():
     assert first.row("task arithmetic").scores != second.row("task arithmetic").scores
 
 
+def test_a_coefficient_that_breaks_the_model_is_never_chosen_and_never_fatal():
+    """Batch normalisation: the vector widens the variance, so subtracting it makes the variance negative, the outputs NaN."""
+    model = torch.nn.BatchNorm1d(2)
+    base = Checkpoint.of({**model.state_dict()}, label="base")
+    tuned = base.arrays() | {"running_var": np.array([3.0, 3.0], np.float32)}
+    vector = Checkpoint.of(tuned, label="tuned") - base
+    x = torch.eye(2).repeat(8, 1)
+    split = Split(x, x.argmax(1))
+    head = Head(torch.eye(2), torch.zeros(2))
+    target, control = (Task(n, split, split, split, head, ("0", "1")) for n in ("target", "control"))
+    found = negation(model, base, vector, target=target, control=control, coefficients=grid(0, 1, 3))
+    curve = found.row("task arithmetic").curve
+    assert curve.scores["control"][-1].value == 0 and curve.coefficient == 0
+
+
 def test_curves_read_what_they_are_given():
     task = known("one", 1)
     found = curves(MODEL, BASE, teach(1), {"v": (task.validation, task.head)}, coefficients=(0.0, 1.0))

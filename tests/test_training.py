@@ -155,6 +155,26 @@ def test_tied_weights_stay_tied_and_buffers_stay():
     assert same(made, base) == kept
 
 
+@pytest.mark.parametrize("names", [("a.weight",), ("b.weight",), ("a.weight", "b.weight")])
+def test_a_base_may_hold_a_tied_tensor_under_any_of_its_names(names):
+    model = Tied()
+    table = {n: t.numpy().copy() for n, t in model.state_dict().items() if n not in ("a.weight", "b.weight")}
+    doubled = 2 * model.a.weight.detach().numpy()
+    base = Checkpoint.of({**table, **dict.fromkeys(names, doubled)}, label="base")
+    x = torch.ones(1, 4)
+    moved = Tied()
+    moved.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        moved.a.weight.copy_(torch.from_numpy(doubled))
+    assert torch.equal(bind(model)(tensors(base), x), moved.eval()(x))
+    split = Split(torch.rand(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2)
+    task = Task("t", split, split, split, Head(torch.rand(2, 4), torch.zeros(2)), ("0", "1"))
+    made = fit(model, base, task, spec=QUICK, regime=Regime("b", select=matching("b.*"))).checkpoint
+    vector = made - base  # the names of the base, all of them
+    assert all(np.any(vector.array(n)) for n in names)
+    assert len({made.array(n).tobytes() for n in names}) == 1
+
+
 def test_inputs_that_are_not_finite_are_named(model, base, task):
     broken = Split(torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(NonFinite, match="step 1 of 4"):

@@ -81,4 +81,6 @@ def as_select(what: Select | str | Iterable[str]) -> Select:
         return what
     if isinstance(what, str):
         return matching(what)
-    return named(what)
+    names = list(what)
+    # An exact name holds neither; so a list of patterns means here what it means in an expression.
+    return matching(*names) if any("*" in n or n.startswith("~") for n in names) else named(names)

@@ -1,14 +1,13 @@
 """The command line: `commands.py` has the commands, `terminal.py` what they print; this is the way in and out.
 
 Results go to stdout (with ``--json`` as one document), progress and notes to stderr. Exit codes: 0 done, 1 a bug of
-ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 130 and 143 interrupted.
+ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 129, 130 and 143 ended by a signal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import warnings
@@ -33,27 +32,21 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-            signal.signal(number, _terminated)
-    # An expression that begins with a minus is no option.
-    expressions = [a for a in arguments if re.match(r"-[^-]", a) and re.search(r"[+*/(]| - ", a)]
-    if arguments[:1] in (["edit"], ["explain"]) and expressions:
-        arguments = [*(a for a in arguments if a not in expressions), "--", *expressions]
-    return _guarded(arguments)
-
-
-def _guarded(arguments: list[str]) -> int:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, _terminated)
+    command = arguments[0] if arguments else ""
     as_json = "--json" in arguments
 
     def fail(text: str, code: int) -> int:
         if as_json:
             with contextlib.suppress(BrokenPipeError):
-                print_json(arguments[0], {"error": {"message": text, "exit_code": code}})
+                print_json(command, {"error": {"message": text, "exit_code": code}})
         return say_error(text, code)
 
     warnings.showwarning = lambda message, *_, **__: note(str(message))
     try:
         # Not cli.main(), which ends the process by itself when a pipe closes.
-        with cli.make_context("taskvec", arguments or ["--help"]) as context:
+        with cli.make_context("taskvec", list(arguments) or ["--help"]) as context:
             cli.invoke(context)
         sys.stdout.flush()
         return 0
@@ -61,6 +54,9 @@ def _guarded(arguments: list[str]) -> int:
         return fail(str(error), error.exit_code)
     except click.exceptions.Exit as error:
         return error.exit_code
+    except click.NoSuchOption as error:
+        hint = " Put -- before an expression that begins with a minus." if command in ("edit", "explain") else ""
+        return fail(f"{error.format_message()}{hint} See `taskvec {command} --help`.", 2)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "taskvec"
         return fail(f"{error.format_message()} See `{where} --help`.", 2)

@@ -139,12 +139,13 @@ def _measured(path: Path) -> dict[str, Any]:
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="A folder, or a *.safetensors file.")
 @click.option("--dtype", help="Number format of the output, for example bfloat16; else each tensor keeps its own.")
 @click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
+@click.option("--allow-nonfinite", is_flag=True, help="Copy untouched tensors even if they hold NaN or infinity.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, like `taskvec explain`, and do nothing.")
 @_overwrite
 @_json
 def edit(
     edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
-    overwrite: bool, as_json: bool,
+    allow_nonfinite: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute an edited checkpoint (or task vector) and write it.
 
@@ -163,25 +164,30 @@ def edit(
     from ..weights.dtypes import parse_dtype
 
     recipe, value = _value(edit, lets)
+    dtype = dtype or recipe.dtype
+    if dtype:
+        parse_dtype(dtype)
+    if not isinstance(value, Checkpoint) and (dtype or shard_size):
+        raise UsageError(
+            "the result is a task vector, which is one float32 file: --dtype and --shard-size are for checkpoints."
+        )
     if dry_run:
-        return _show_explanation(value, as_json)
+        return _show_explanation(value.explain(dtype=dtype), as_json)
     if isinstance(value, Checkpoint) and value.partial:
         note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
     if out is None:
         raise UsageError("name the output with -o, for example -o out/ (or use --dry-run).")
-    dtype = dtype or recipe.dtype
-    if dtype:
-        parse_dtype(dtype)
     notes = kinship_notes(value.node)
     for text in notes:
         note(text)
     with progress(value) as step:
         if isinstance(value, Checkpoint):
             size = None if shard_size is None else _bytes(shard_size)
-            value.save(out, dtype=dtype, overwrite=overwrite, shard_size=size, progress=step)
+            allow = "allow" if allow_nonfinite else "error"
+            value.save(out, dtype=dtype, overwrite=overwrite, shard_size=size, on_nonfinite=allow, progress=step)
         else:
             value.save(out, overwrite=overwrite, progress=step)
-    facts = value.explain()
+    facts = value.explain(dtype=dtype)
     if as_json:
         print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
     else:
@@ -204,11 +210,13 @@ def explain(edit: str, lets: tuple[str, ...], as_json: bool) -> None:
 
     path = Path(edit)
     is_weights = not lets and path.suffix not in (".yaml", ".yml") and (path.exists() or path.suffix == ".safetensors")
-    _show_explanation(open_weights(path) if is_weights else _value(edit, lets)[1], as_json)
+    if is_weights:
+        return _show_explanation(open_weights(path).explain(), as_json)
+    recipe, value = _value(edit, lets)
+    return _show_explanation(value.explain(dtype=recipe.dtype), as_json)
 
 
-def _show_explanation(value: Any, as_json: bool) -> None:
-    facts = value.explain()
+def _show_explanation(facts: Any, as_json: bool) -> None:
     if as_json:
         print_json("explain", facts.as_dict())
     else:

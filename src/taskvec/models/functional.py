@@ -87,7 +87,7 @@ def bind(module: torch.nn.Module) -> Bound:
 
     def f(params: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         check_names({n: tuple(t.shape) for n, t in params.items()}, twin, "the given weights")
-        return functional_call(twin, {n: t for n, t in params.items() if first.get(n, n) == n}, (x,))
+        return functional_call(twin, under_first_names(params, first), (x,))
 
     return f
 
@@ -96,6 +96,12 @@ def aliases(module: torch.nn.Module) -> dict[str, str]:
     """Every parameter name, mapped to the first name of the same parameter (itself, unless weights are tied)."""
     first: dict[int, str] = {}
     return {n: first.setdefault(id(p), n) for n, p in module.named_parameters(remove_duplicate=False)}
+
+
+def under_first_names(params: Mapping[str, Any], first: Mapping[str, str]) -> dict[str, Any]:
+    """Each tied parameter once, under its first name; of several entries for one parameter the first name's counts."""
+    once = {first.get(n, n): t for n, t in params.items()}
+    return {n: params.get(n, t) for n, t in once.items()}
 
 
 def check_names(found: Mapping[str, tuple[int, ...]], module: torch.nn.Module, label: str) -> None:

@@ -55,6 +55,9 @@ def addition(
         raise UsageError(
             f"addition needs one vector per task: vectors {sorted(vectors)}, tasks {[t.name for t in tasks]}."
         )
+    reserved = {"base", "fine-tuned", "random vector", "task arithmetic"} & set(methods or {})
+    if reserved:
+        raise UsageError(f"addition has rows named {sorted(reserved)} itself; give the further methods other names.")
     total = task_sum([vectors[t.name] for t in tasks])
     noise = random_like(total, seed=seed)
 
@@ -67,7 +70,7 @@ def addition(
             sum(_ratio(scores[t.name][i].value, own_validation[t.name]) for t in tasks) / len(tasks)
             for i in range(len(coefficients))
         ]
-        return best(means)
+        return best(means, coefficients)
 
     own = {}
     for t in tasks:

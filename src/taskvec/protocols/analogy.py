@@ -57,7 +57,7 @@ def analogy(
     built = c + (b - a)
 
     def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:
-        return best([s.value for s in scores[task.name]])
+        return best([s.value for s in scores[task.name]], coefficients)
 
     def tuned(name: str, vector: TaskVector, note: str = ""):
         objective = f"largest accuracy on {task.name}"

@@ -16,6 +16,8 @@ from .rows import checked_grid, checked_tasks, fixed_row, tuned_row, validation_
 if TYPE_CHECKING:
     import torch
 
+SLACK = 1e-12  # so that a control of exactly 95 % is not lost to rounding of the product
+
 
 def negation(
     model: torch.nn.Module,
@@ -77,7 +79,9 @@ def negation(
             name, model, base, candidate, tasks, coefficients=coefficients, choose=choose, objective=objective
         )
         kept = row.curve.scores[control.name] if row.curve else ()
-        if row.coefficient == 0 and not any(s.value >= floor for s, c in zip(kept, coefficients, strict=True) if c):
+        if row.coefficient == 0 and not any(
+            s.value >= floor - SLACK for s, c in zip(kept, coefficients, strict=True) if c
+        ):
             row = row.model_copy(update={"note": "no coefficient of the grid keeps the control"})
         rows.append(row)
     return NegationResult(
@@ -108,8 +112,7 @@ def constrained_minimum(
         >>> constrained_minimum([0.9, 0.4, 0.0], [0.9, 0.88, 0.3], floor=0.85, coefficients=(0.0, 0.5, 1.0))
         1
     """
-    # A hair of slack, so that a control of exactly 95 % is not lost to rounding of the product.
-    allowed = [i for i, c in enumerate(control) if c >= floor - 1e-12]
+    allowed = [i for i, c in enumerate(control) if c >= floor - SLACK]
     if not allowed:
         return list(coefficients).index(0.0)
     return min(allowed, key=lambda i: (target[i], abs(coefficients[i])))

@@ -74,9 +74,14 @@ def tuned_row(
     return Row(name=name, scores=test, coefficient=curve.coefficient, curve=curve, note=note)
 
 
-def best(values: Sequence[float]) -> int:
-    """Index of the largest value; of equals the first, which on a rising grid is the smallest edit."""
-    return max(range(len(values)), key=lambda i: (values[i], -i))
+def best(values: Sequence[float], coefficients: Sequence[float]) -> int:
+    """Index of the largest value; of equals the smallest edit.
+
+    Example:
+        >>> best([0.9, 0.9, 0.8], (-1.0, 0.0, 1.0))
+        1
+    """
+    return max(range(len(values)), key=lambda i: (values[i], -abs(coefficients[i])))
 
 
 def checked_grid(coefficients: Sequence[float]) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import NonFinite, UsageError
 from ..models.functional import Bound, bind, device_of, tensors
 from ..results import Score
 from ..tasks.metrics import accuracy
@@ -42,7 +42,8 @@ def along(
 ) -> Iterator[dict[str, torch.Tensor]]:
     r"""The weights :math:`\theta_0 + \alpha\tau` for each coefficient :math:`\alpha`, written in place.
 
-    Each point is computed from the base, so nothing drifts; it is bit-equal to ``(base + alpha * vector)`` in float32.
+    Each point is computed from the base, so nothing drifts. It equals ``base + alpha * vector`` bit for bit where the vector is
+    one term; a sum is scaled here after adding and there before, which differs in the last rounding.
 
     Args:
         base: :math:`\theta_0`.
@@ -89,5 +90,13 @@ def curves(
     out: dict[str, list[Score]] = {name: [] for name in data}
     for params in along(base, vector, coefficients, like=model, device=device_of(model)):
         for name, (split, head) in data.items():
-            out[name].append(accuracy(f, params, split, head))
+            out[name].append(_score(f, params, split, head))
     return {name: tuple(scores) for name, scores in out.items()}
+
+
+def _score(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head) -> Score:
+    """Accuracy; a model whose outputs are not finite names no class and gets nothing right, so it is never chosen."""
+    try:
+        return accuracy(f, params, split, head)
+    except NonFinite:
+        return Score.share(0, len(split))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import NonFinite, UsageError, some
 from ..models.forward import plain
-from ..models.functional import Bound, aliases, bind, device_of, require_torch, tensors
+from ..models.functional import Bound, aliases, bind, device_of, require_torch, tensors, under_first_names
 from ..tasks.task import Head, Task
 from ..weights import Checkpoint
 from .regime import STANDARD, Regime
@@ -101,9 +101,9 @@ def fit(
     spec = spec or TrainSpec()
     device = device_of(model)
     f = bind(model)
-    start = tensors(base, like=model, device=device)
     first = aliases(model)  # tied weights learn once, under their first name
-    chosen = [n for n, canonical in first.items() if n == canonical and regime.select and regime.select(n)]
+    start = under_first_names(tensors(base, like=model, device=device), first)
+    chosen = list(dict.fromkeys(c for n, c in first.items() if regime.select and regime.select(n)))
     if regime.select is not None and not chosen:
         raise UsageError(
             f"regime {regime.name!r} selects no parameter: {regime.select} matches none of {some(first)}. "
@@ -137,12 +137,13 @@ def fit(
         for group in optimiser.param_groups:
             group["lr"] = spec.lr * _rate(step, spec.steps, spec.warmup)
         optimiser.step()
-    trained = {n: point[c].detach() if (c := first.get(n, n)) in point else t for n, t in start.items()}
-    for name, values in trained.items():
+    for name, values in point.items():
         if not torch.isfinite(values).all():
             raise NonFinite(f"training on {task.name!r} left NaN or infinity in {name!r}. Lower the learning rate.")
-    kept = base.arrays([n for n in base.names if first.get(n, n) not in point])  # untouched: the base's bytes
-    checkpoint = Checkpoint.of({**{n: t.cpu() for n, t in trained.items()}, **kept}, label=label or task.name)
+    # Under the base's own names, both names of a tied tensor if it has both; what did not learn keeps the base's bytes.
+    kept = base.arrays([n for n in base.names if first.get(n, n) not in point])
+    learnt = {n: point[first.get(n, n)].detach().cpu().numpy() for n in base.names if n not in kept}
+    checkpoint = Checkpoint.of({n: learnt[n] if n in learnt else kept[n] for n in base.names}, label=label or task.name)
     return Fitted(checkpoint, Head(head.weight.detach().cpu(), head.bias.detach().cpu()), tuple(losses))
 
 

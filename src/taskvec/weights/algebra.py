@@ -48,11 +48,11 @@ class _Tensors:
     def names(self) -> tuple[str, ...]:
         return tuple(self.node.spec)
 
-    def explain(self) -> Any:
-        """What computing and saving this would do: sources, passes, bytes, memory. Reads headers only."""
+    def explain(self, *, dtype: str | None = None) -> Any:
+        """What computing and saving this (in `dtype`, if given) would do: sources, passes, bytes, memory; from headers only."""
         from .text import explain
 
-        return explain(self)  # type: ignore[arg-type]
+        return explain(self, dtype=dtype)  # type: ignore[arg-type]
 
     def _working(self, name: str, summaries: Mapping[str, Any] | None = None) -> np.ndarray:
         spec = self.spec.get(name)
@@ -215,7 +215,7 @@ class Checkpoint(_Tensors):
 
     def save(
         self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        on_nonfinite: Literal["error", "allow"] = "error", progress: Callable[[int], None] | None = None,
     ) -> Path:  # fmt: skip
         """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
 
@@ -223,16 +223,18 @@ class Checkpoint(_Tensors):
             dtype: number format of the floating-point tensors, else each keeps its origin's.
             overwrite: replace an existing output, once the new one is complete.
             shard_size: bytes after which a folder continues in another shard (5 GB unless told).
+            on_nonfinite: "allow" copies tensors that no vector touches even if they hold NaN or infinity (masks do).
             progress: called with the bytes read since the last call.
         Raises:
             StorageError: the output exists, or the disk is too small or fails; nothing is left behind.
-            NonFinite: an input or a result holds NaN or infinity.
+            NonFinite: an input or a result holds NaN or infinity (see `on_nonfinite`).
         """
         from .write import save_checkpoint
 
         return save_checkpoint(
-            self, Path(path), dtype=dtype, overwrite=overwrite, shard_size=shard_size, progress=progress
-        )
+            self, Path(path), dtype=dtype, overwrite=overwrite, shard_size=shard_size, on_nonfinite=on_nonfinite,
+            progress=progress,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Checkpoint({_said(self.node)}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..errors import UsageError
+from ..errors import NonFinite, UsageError
 from . import graph
 from .algebra import Checkpoint, TaskVector, lift
-from .execute import Block, evaluate, levels, summarise
+from .execute import Block, evaluate, levels, summarise, whole_tensors
 from .lineage import Base
 from .names import floats, layer_of
 from .source import SAMPLE
@@ -128,7 +128,10 @@ def relative_distance(a: Checkpoint, b: Checkpoint) -> float:
             continue
         for begin in sorted({0, max(0, spec.size // 2 - SAMPLE // 2), max(0, spec.size - SAMPLE)}):
             block = Block(name, begin, min(spec.size, begin + SAMPLE))
-            x, y = evaluate(a.node, block, {}), evaluate(b.node, block, {})
+            try:
+                x, y = evaluate(a.node, block, {}), evaluate(b.node, block, {})
+            except NonFinite:  # says nothing about kinship; the edit itself reports it, if it uses that tensor
+                continue
             assert x is not None and y is not None
             apart += float(((x - y).astype(float) ** 2).sum())
             norm += float((y.astype(float) ** 2).sum())
@@ -141,11 +144,11 @@ UNRELATED = 0.9  # relative distance from which "is this really a fine-tune of t
 def kinship_notes(node: graph.Node) -> tuple[str, ...]:
     """Notes on what is probably a mistake: a difference of unrelated models, or an edit as large as the base itself.
 
-    Sampled, as `relative_distance`; an edit that needs whole passes first (a global cut) is not looked at.
+    Sampled, as `relative_distance`; an edit that needs passes over the files or whole tensors first is not looked at.
     """
     notes = []
     for n in graph.walk(node):
-        if n.op is graph.DIFFERENCE:
+        if n.op is graph.DIFFERENCE and _sampled(n):
             a, b = (Checkpoint(i, expression(i)) for i in n.inputs)
             apart = relative_distance(a, b)
             if apart > UNRELATED:
@@ -153,7 +156,7 @@ def kinship_notes(node: graph.Node) -> tuple[str, ...]:
                     f"{a.label} differs from {b.label} by {apart:.2f} times the norm of {b.label} (sampled). "
                     "A fine-tuned model usually differs by less than 0.5; are these really a model and its base?"
                 )
-    if node.op is graph.MOVE and not notes and not levels(node):
+    if node.op is graph.MOVE and not notes and _sampled(node):
         origin = Checkpoint(node.inputs[0], expression(node.inputs[0]))
         apart = relative_distance(Checkpoint(node, "the result"), origin)
         if apart > UNRELATED:
@@ -162,3 +165,8 @@ def kinship_notes(node: graph.Node) -> tuple[str, ...]:
                 "Is the vector really one of this base, and the coefficient as meant?"
             )
     return tuple(notes)
+
+
+def _sampled(node: graph.Node) -> bool:
+    """Whether a few values of it can be computed alone."""
+    return not levels(node) and not whole_tensors(node)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import some
 from . import graph
-from .dtypes import DTYPES
+from .dtypes import DTYPES, TensorSpec, parse_dtype
 from .execute import BLOCK, default_threads, levels, whole_tensors
 from .graph import Node, reads, walk
 from .names import stored_bytes
@@ -156,12 +156,17 @@ def size_text(n: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
-def explain(value: Checkpoint | TaskVector) -> Explanation:
-    """Describe the work behind a checkpoint or task vector; reads headers only."""
+def explain(value: Checkpoint | TaskVector, *, dtype: str | None = None) -> Explanation:
+    """Describe the work behind a checkpoint or task vector, saved in `dtype` if given; reads headers only."""
     from .algebra import Checkpoint
 
     node = value.node
     point = isinstance(value, Checkpoint)
+    target = parse_dtype(dtype) if dtype else None
+
+    def kept(s: TensorSpec) -> bool:
+        return target is None or not s.is_float or s.dtype == target
+
     names = source_names(node)
     facts = []
     for n in walk(node):
@@ -198,11 +203,11 @@ def explain(value: Checkpoint | TaskVector) -> Explanation:
         expression(node, names, expand=True),
         "checkpoint" if point else "task vector",
         len(node.spec),
-        sum(graph.untouched(node, n) is not None for n in node.spec) if point else 0,
+        sum(graph.untouched(node, n) is not None and kept(s) for n, s in node.spec.items()) if point else 0,
         tuple(facts),
         len(groups) + 1,
         to_read,
-        stored_bytes(node.spec) if point else 4 * sum(s.size for s in node.spec.values()),
+        stored_bytes(node.spec, target) if point else 4 * sum(s.size for s in node.spec.values()),
         peak,
         tuple(notes),
     )

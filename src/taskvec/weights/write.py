@@ -32,6 +32,7 @@ from .algebra import (
 from .dtypes import LONG_NAMES, TensorSpec, all_finite, narrow, parse_dtype, widen
 from .execute import Block, blocks, bytes_per_value, evaluate, in_order, summarise, whole_tensors
 from .graph import Node
+from .lineage import root
 from .names import stored_bytes
 from .safetensors import layout
 from .source import Source
@@ -49,7 +50,7 @@ SIDE_FILES = (
 
 
 def save_checkpoint(
-    point: Checkpoint, path: Path, *, dtype: str | None, overwrite: bool, shard_size: int | None,
+    point: Checkpoint, path: Path, *, dtype: str | None, overwrite: bool, shard_size: int | None, on_nonfinite: str,
     progress: Callable[[int], None] | None,
 ) -> Path:  # fmt: skip
     """See `Checkpoint.save`."""
@@ -66,7 +67,9 @@ def save_checkpoint(
         place = staging.parent if single else staging
         files = {staging.name: spec} if single else shards
         room = {"taskvec": _placeholder(point.node, dtype=target)} if single else {}
-        _stream(point.node, place, files, {"format": "pt", **room}, progress, point=True)
+        _stream(
+            point.node, place, files, {"format": "pt", **room}, progress, point=True, strict=on_nonfinite == "error"
+        )
         info = _info(point.node, hashes(), dtype=target)
         if single:
             _rewrite_metadata(staging, spec, {"format": "pt", "taskvec": json.dumps(info)})
@@ -205,7 +208,7 @@ def _sync(path: Path) -> None:
 
 def _stream(
     node: Node, folder: Path, files: Mapping[str, Mapping[str, TensorSpec]], metadata: Mapping[str, str],
-    progress: Callable[[int], None] | None, *, point: bool,
+    progress: Callable[[int], None] | None, *, point: bool, strict: bool = True,
 ) -> None:  # fmt: skip
     """Compute every tensor of `files` and write it to its place."""
     summaries = summarise(node, progress=progress)
@@ -227,7 +230,7 @@ def _stream(
             leaf = graph.untouched(node, block.name)
             if leaf is not None and spec.dtype == node.spec[block.name].dtype:
                 out = leaf[0].read(leaf[1], block.start, block.stop)
-                if spec.is_float:
+                if spec.is_float and strict:
                     _check(widen(out), block, leaf[0].label)
             else:
                 values = evaluate(node, block, summaries)
@@ -250,7 +253,10 @@ def _stream(
 
 def _check(values: np.ndarray, block: Block, label: str, dtype: str = "") -> None:
     if not all_finite(values):
-        hint = f" The values overflow {dtype}; choose a smaller coefficient or a wider --dtype." if dtype else ""
+        if dtype:
+            hint = f" The values overflow {dtype}; choose a smaller coefficient or a wider --dtype."
+        else:
+            hint = " No edit touches it; if it is meant to be so (a mask, say), use --allow-nonfinite (on_nonfinite='allow')."
         raise NonFinite(f"{label}: tensor {block.name!r} holds non-finite values near entry {block.start:,}.{hint}")
 
 
@@ -293,9 +299,7 @@ def _write_index(folder: Path, shards: Mapping[str, Mapping[str, TensorSpec]], s
 
 def _copy_side_files(node: Node, target: Path, *, dtype: str | None) -> None:
     """Config, tokenizer and the like, from the folder of the origin."""
-    origin = graph.origin_and_delta(node)[0]
-    while origin.op in (graph.RESTRICT, graph.RENAME):
-        origin = origin.inputs[0]
+    origin = root(node)
     folder = origin.source.folder if origin.source is not None else None
     if folder is None:
         return
