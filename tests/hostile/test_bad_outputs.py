@@ -336,8 +336,8 @@ real = execute.evaluate
 def slow(*a, **k):
     time.sleep(0.02)
     return real(*a, **k)
-import taskvec.weights.write as write
-write.evaluate = slow
+import taskvec.weights.produce as produce
+produce.evaluate = slow
 print("ready", flush=True)
 sys.argv[0] = "taskvec"
 from taskvec.cli import main

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..errors import InputError, NonFinite, StorageError, UsageError
+from ..errors import StorageError, UsageError
 from . import graph
 from .algebra import (
     BASE_KEY,
@@ -29,11 +29,12 @@ from .algebra import (
     Checkpoint,
     TaskVector,
 )
-from .dtypes import LONG_NAMES, TensorSpec, all_finite, narrow, parse_dtype, widen
-from .execute import Block, blocks, bytes_per_value, evaluate, in_order, summarise, whole_tensors
+from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
+from .execute import Block, blocks, bytes_per_value, in_order, summarise, whole_tensors
 from .graph import Node
 from .lineage import root
 from .names import stored_bytes
+from .produce import producer
 from .safetensors import layout
 from .source import Source
 from .text import expression, size_text, source_names
@@ -225,39 +226,17 @@ def _stream(
             _write_all(fd, head, 0)
             place.update({name: (fd, begins[name], spec[name]) for name in spec})
 
+        produce = producer(node, {n: s for n, (_, _, s) in place.items()}, summaries, point=point, strict=strict)
+
         def job(block: Block) -> int:
-            fd, begin, spec = place[block.name]
-            leaf = graph.untouched(node, block.name)
-            if leaf is not None and spec.dtype == node.spec[block.name].dtype:
-                out = leaf[0].read(leaf[1], block.start, block.stop)
-                if spec.is_float and strict:
-                    _check(widen(out), block, leaf[0].label)
-            else:
-                values = evaluate(node, block, summaries)
-                if values is None:
-                    values = np.zeros(block.stop - block.start, np.float32)
-                out = narrow(values, spec.dtype)
-                _check(widen(out), block, "the result", spec.dtype)
-                if point and block.name.endswith("running_var") and (widen(out) < 0).any():
-                    raise InputError(
-                        f"the result's variance {block.name!r} (batch normalisation) is negative, and such a model computes "
-                        "NaN. Choose a smaller coefficient, or keep the base's statistics: restrict(vector, '~*running_*')."
-                    )
+            fd, begin, _ = place[block.name]
+            out = produce(block)
             _write_all(fd, out.view(np.uint8), begin + block.start * out.dtype.itemsize)
             return (block.stop - block.start) * cost.get(block.name, out.dtype.itemsize)
 
         for _, done in in_order(job, blocks(node, place, whole=whole)):
             if progress:
                 progress(done)
-
-
-def _check(values: np.ndarray, block: Block, label: str, dtype: str = "") -> None:
-    if not all_finite(values):
-        if dtype:
-            hint = f" The values overflow {dtype}; choose a smaller coefficient or a wider --dtype."
-        else:
-            hint = " No edit touches it; if it is meant to be so (a mask, say), use --allow-nonfinite (on_nonfinite='allow')."
-        raise NonFinite(f"{label}: tensor {block.name!r} holds non-finite values near entry {block.start:,}.{hint}")
 
 
 def _reserve(fd: int, size: int) -> None:

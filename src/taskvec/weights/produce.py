@@ -1,0 +1,60 @@
+"""From a graph to the bytes of its output: one block at a time, rounded once, checked before it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ..errors import InputError, NonFinite
+from . import graph
+from .dtypes import TensorSpec, all_finite, narrow, widen
+from .execute import Block, Values, evaluate
+from .graph import Node
+
+
+def producer(
+    node: Node, spec: Mapping[str, TensorSpec], summaries: Values, *, point: bool, strict: bool = True
+) -> Callable[[Block], np.ndarray]:
+    """A function that gives any block of the output in its stored format, ready to be written; safe to call on threads.
+
+    Args:
+        node: what is computed.
+        spec: the output's tensors, in the formats they are stored in.
+        summaries: the values of all passes that the node needs (`summarise`).
+        point: whether the output is a checkpoint (else a task vector).
+        strict: refuse NaN and infinity also in tensors that are only copied.
+    Raises (when called):
+        NonFinite: the block, or an input of it, holds NaN or infinity.  InputError: a negative variance.
+    """
+
+    def produce(block: Block) -> np.ndarray:
+        stored = spec[block.name]
+        leaf = graph.untouched(node, block.name)
+        if leaf is not None and stored.dtype == node.spec[block.name].dtype:
+            out = leaf[0].read(leaf[1], block.start, block.stop)
+            if stored.is_float and strict:
+                _check(widen(out), block, leaf[0].label)
+            return out
+        values = evaluate(node, block, summaries)
+        if values is None:
+            values = np.zeros(block.stop - block.start, np.float32)
+        out = narrow(values, stored.dtype)
+        _check(widen(out), block, "the result", stored.dtype)
+        if point and block.name.endswith("running_var") and (widen(out) < 0).any():
+            raise InputError(
+                f"the result's variance {block.name!r} (batch normalisation) is negative, and such a model computes "
+                "NaN. Choose a smaller coefficient, or keep the base's statistics: restrict(vector, '~*running_*')."
+            )
+        return out
+
+    return produce
+
+
+def _check(values: np.ndarray, block: Block, label: str, dtype: str = "") -> None:
+    if not all_finite(values):
+        if dtype:
+            hint = f" The values overflow {dtype}; choose a smaller coefficient or a wider --dtype."
+        else:
+            hint = " No edit touches it; if it is meant to be so (a mask, say), use --allow-nonfinite (on_nonfinite='allow')."
+        raise NonFinite(f"{label}: tensor {block.name!r} holds non-finite values near entry {block.start:,}.{hint}")
