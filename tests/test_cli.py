@@ -241,7 +241,7 @@ def test_interrupt_exits_130_and_cleans_up(here: Path) -> None:
 
     big = {"w": np.zeros((6000, 6000), np.float32)}
     Checkpoint.of(big, copy=False).save("big")
-    script = "import taskvec.weights.dtypes as d, taskvec.weights.write as w, time, sys\n" \
+    script = "import taskvec.weights.produce as w, time, sys\n" \
         "old = w.narrow\n" \
         "w.narrow = lambda *a: (print('busy', file=sys.stderr, flush=True), time.sleep(0.05), old(*a))[2]\n" \
         "from taskvec.cli import main\nmain()"  # fmt: skip
