@@ -15,19 +15,25 @@
     ├── StorageError                 4    disk, permission, existing output
     └── CheckFailed                  5    a verification or a gate did not hold
 
-A message has four parts: what was attempted, where, what was expected and what came, and the remedy.
+A message has four parts: what was attempted, where, what was expected and what came, and the remedy. Where one look
+finds several mistakes, one error lists them all (`several`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class TaskvecError(Exception):
-    """Base of all deliberate errors; ``exit_code`` is what the command line returns."""
+    """Base of all deliberate errors; ``exit_code`` is what the command line returns.
+
+    An error that lists several mistakes has them, one by one, in ``mistakes``.
+    """
 
     exit_code = 1
+    mistakes: tuple[TaskvecError, ...] = ()
 
 
 class UsageError(TaskvecError, ValueError):
@@ -88,12 +94,68 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {match[0]!r}?" if match else ""
 
 
+def quoted(value: object, limit: int = 120) -> str:
+    """The value as Python writes it, cut in the middle: names and shapes come from files and can be a megabyte long."""
+    said = (
+        repr(value[: limit + 1] + value[-limit:]) if isinstance(value, str) and len(value) > 2 * limit else repr(value)
+    )
+    return said if len(said) <= limit else f"{said[: limit // 2]}...{said[-limit // 2 :]}"
+
+
 def some(names: Iterable[str], limit: int = 3) -> str:
     """The first few of many names, quoted, with the count of the rest."""
     names = list(names)
-    shown = ", ".join(repr(n) for n in names[:limit])
+    shown = ", ".join(map(quoted, names[:limit]))
     rest = len(names) - limit
     return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+SHOWN = 20  # mistakes listed in one error
+
+
+def several(mistakes: Sequence[TaskvecError]) -> TaskvecError:
+    """One error for all of them: the mistake itself if there is one, else a numbered list; equal texts count once.
+
+    Its class is theirs if they share one; else InputError or StorageError if such a mistake is among them, else UsageError.
+    """
+    single = {str(e): e for mistake in mistakes for e in (mistake.mistakes or (mistake,))}
+    found = tuple(single.values())
+    if len(found) == 1:
+        return found[0]
+    lines = [f"{len(found)} mistakes:"]
+    for i, text in enumerate(list(single)[:SHOWN], 1):
+        lines.append(f"{i:>3}. " + text.replace("\n", "\n     "))
+    if len(found) > SHOWN:
+        lines.append(f"     and {len(found) - SHOWN} more.")
+    kinds = {type(e) for e in found}
+    broad = (k for k in (InputError, StorageError, UsageError, TaskvecError) if any(isinstance(e, k) for e in found))
+    error = (kinds.pop() if len(kinds) == 1 else next(broad))("\n".join(lines))
+    error.mistakes = found
+    return error
+
+
+@contextlib.contextmanager
+def collecting(mistakes: list[TaskvecError]) -> Iterator[None]:
+    """Put a deliberate error into the list and go on after the block, so that the next mistake is found too.
+
+    Example:
+        >>> found = []
+        >>> with collecting(found):
+        ...     raise UsageError("no such thing")
+        >>> raise_all(found)
+        Traceback (most recent call last):
+        taskvec.errors.UsageError: no such thing
+    """
+    try:
+        yield
+    except TaskvecError as error:
+        mistakes.append(error)
+
+
+def raise_all(mistakes: Sequence[TaskvecError]) -> None:
+    """Raise what was collected, as one error; nothing if there is nothing."""
+    if mistakes:
+        raise several(mistakes) from None
 
 
 def missing_extra(library: str, extra: str, purpose: str) -> MissingExtra:

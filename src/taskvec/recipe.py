@@ -19,14 +19,16 @@ import inspect
 import keyword
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError, NotLinear, TaskvecError, UnknownName, UsageError, nearest
+from .errors import InputError, NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
 from .methods import METHODS
 from .select import matching
 from .weights import Checkpoint, TaskVector, open_weights
+from .weights.graph import combine
+from .weights.lineage import Base
 
 Value = Checkpoint | TaskVector
 LONGEST = 20_000  # characters of one expression
@@ -49,15 +51,20 @@ class Recipe:
         return [n for n in self.read if n not in words]
 
     def build(self) -> Value:
-        """Open the inputs (headers only) and build the output, still lazy.
+        """Open the inputs (headers only) and build the output, still lazy. All mistakes are raised as one error.
 
         Raises:
             UsageError: the text is malformed, names an unknown input or method, or refers to itself.
             InputError: an input cannot be used.
         """
+        mistakes: list[TaskvecError] = []
         for name, expected in self.sha256.items():
-            _check_hash(name, self.read[name], expected)
-        return parse(self.output, _Names(self.read, self.define))
+            with collecting(mistakes):
+                _check_hash(name, self.read[name], expected)
+        value = _parse(self.output, _Names(self.read, self.define, mistakes), mistakes)
+        raise_all(mistakes)
+        assert not isinstance(value, _Broken)
+        return value
 
 
 def load(path: str | Path) -> Recipe:
@@ -68,40 +75,44 @@ def load(path: str | Path) -> Recipe:
     """
     path = Path(path)
     table = _yaml(path)
+    mistakes: list[TaskvecError] = []
+
+    def wrong(text: str) -> None:
+        mistakes.append(UsageError(f"{path}: {text}"))
+
     known = {"recipe", "let", "output", "dtype"}
     for key in table:
         if key not in known:
-            raise UsageError(
-                f"{path}: unknown key {key!r}; a recipe has recipe, let, output and dtype.{nearest(str(key), known)}"
-            )
+            wrong(f"unknown key {key!r}; a recipe has recipe, let, output and dtype.{nearest(str(key), known)}")
     if table.get("recipe") != 1 or isinstance(table["recipe"], bool):
-        raise UsageError(f"{path}: expected `recipe: 1` (the version of the format), got {table.get('recipe')!r}.")
-    output, let = table.get("output"), table.get("let", {})
+        wrong(f"expected `recipe: 1` (the version of the format), got {table.get('recipe')!r}.")
+    output, let, dtype = table.get("output"), table.get("let", {}), table.get("dtype")
     if not isinstance(output, str):
-        raise UsageError(f"{path}: `output` must be an expression such as `base + 0.4 * cars`, got {output!r}.")
+        wrong(f"`output` must be an expression such as `base + 0.4 * cars`, got {output!r}.")
     if not isinstance(let, dict):
-        raise UsageError(f"{path}: `let` must be a table of names, got {type(let).__name__}.")
-    if not isinstance(table.get("dtype"), (str, type(None))):
-        raise UsageError(f"{path}: `dtype` must be a number format such as bfloat16, got {table['dtype']!r}.")
+        wrong(f"`let` must be a table of names, got {type(let).__name__}.")
+    if not isinstance(dtype, (str, type(None))):
+        wrong(f"`dtype` must be a number format such as bfloat16, got {dtype!r}.")
     read: dict[str, Path] = {}
     define: dict[str, str] = {}
     hashes: dict[str, str] = {}
-    for name, value in let.items():
-        check_name(name)
+    for name, value in let.items() if isinstance(let, dict) else ():
+        with collecting(mistakes):
+            check_name(name)
         if isinstance(value, str):
             define[name] = value
             continue
         if not isinstance(value, dict) or not isinstance(value.get("read"), str):
-            raise UsageError(f"{path}: let.{name} must be `{{read: path}}` or an expression, got {value!r}.")
+            wrong(f"let.{name} must be `{{read: path}}` or an expression, got {value!r}.")
+            continue
         for key in value:
             if key not in ("read", "sha256"):
-                raise UsageError(
-                    f"{path}: let.{name} has the unknown key {key!r}.{nearest(str(key), ['read', 'sha256'])}"
-                )
+                wrong(f"let.{name} has the unknown key {key!r}.{nearest(str(key), ['read', 'sha256'])}")
         read[name] = path.parent / value["read"]
         if "sha256" in value:
             hashes[name] = str(value["sha256"])
-    return Recipe(output, read, define, table.get("dtype"), hashes)
+    raise_all(mistakes)
+    return Recipe(str(output), read, define, dtype, hashes)
 
 
 def check_name(name: Any) -> str:
@@ -116,34 +127,65 @@ def check_name(name: Any) -> str:
     return name
 
 
-class _Names(Mapping[str, Value]):
-    """Names that are opened or computed when first used; a definition may use others but not itself."""
+@dataclass(frozen=True)
+class _Broken:
+    """Stands for a part of an expression that failed, so that the rest of it is still checked.
 
-    def __init__(self, read: Mapping[str, Path], define: Mapping[str, str]):
-        self._read, self._define = read, define
-        self._known: dict[str, Value] = {}
+    `rest` is what the part holds beside its mistake, if that is known: of ``base + bad`` it is ``base``. What it clashes
+    with is a mistake of its own.
+    """
+
+    rest: Value | None = None
+
+
+class _Names(Mapping[str, "Value | _Broken"]):
+    """Names that are opened or computed when first used, each once; a definition may use others but not itself."""
+
+    def __init__(self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError]):
+        self._read, self._define, self._mistakes = read, define, mistakes
+        self._known: dict[str, Value | _Broken] = {}
         self._open: list[str] = []
 
-    def __getitem__(self, name: str) -> Value:
+    def __getitem__(self, name: str) -> Value | _Broken:
         if name in self._known:
             return self._known[name]
         if name in self._open:
-            raise UsageError(f"the definition of {name!r} refers to itself: {' -> '.join([*self._open, name])}.")
+            circle = " -> ".join([*self._open, name])
+            self._mistakes.append(UsageError(f"the definition of {name!r} refers to itself: {circle}."))
+            return _Broken()
+        found: Value | _Broken = _Broken()
         if name in self._read:
-            self._known[name] = open_weights(self._read[name], label=name)
+            with collecting(self._mistakes):
+                found = open_weights(self._read[name], label=name)
         elif name in self._define:
             self._open.append(name)
-            self._known[name] = parse(self._define[name], self)
+            found = _parse(self._define[name], self, self._mistakes)
             self._open.pop()
         else:
             raise KeyError(name)
-        return self._known[name]
+        self._known[name] = found
+        return found
 
     def __iter__(self):
         return iter([*self._read, *self._define])
 
     def __len__(self) -> int:
         return len(self._read) + len(self._define)
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What building an expression needs: the names it may use, its text (for messages), and the mistakes so far."""
+
+    names: Mapping[str, Any]
+    text: str
+    mistakes: list[TaskvecError]
+
+    def said(self, node: ast.AST) -> str:
+        return ast.get_source_segment(self.text, node) or type(node).__name__  # type: ignore[arg-type]
+
+    def wrong(self, error: TaskvecError) -> None:
+        self.mistakes.append(error)
 
 
 def parse(text: str, names: Mapping[str, Value]) -> Value:
@@ -153,35 +195,68 @@ def parse(text: str, names: Mapping[str, Value]) -> Value:
     ``restrict``, ``shared``, ``rebase`` are understood; the text is walked as a syntax tree and never executed.
 
     Raises:
-        UsageError: anything else; UnknownName with the nearest match for a name or method that does not exist.
+        UsageError: anything else; UnknownName with the nearest match for a name or method that does not exist. Several
+            mistakes are raised as one error.
     """
+    mistakes: list[TaskvecError] = []
+    value = _parse(text, names, mistakes)
+    raise_all(mistakes)
+    assert not isinstance(value, _Broken)
+    return value
+
+
+def _parse(text: str, names: Mapping[str, Any], mistakes: list[TaskvecError]) -> Value | _Broken:
+    """As `parse`; mistakes go to the list, and what comes back is broken where there is one."""
+    found = len(mistakes)
+    value: Any = _Broken()
+    with collecting(mistakes):
+        value = _expression(text, names, mistakes)
+    if isinstance(value, float):
+        mistakes.append(
+            NotLinear(f"the expression is the number {value:g}; it must give a checkpoint or a task vector.")
+        )
+        value = _Broken()
+    if len(mistakes) > found and not isinstance(value, _Broken):
+        value = _Broken(value)
+    return value
+
+
+def _expression(text: str, names: Mapping[str, Any], mistakes: list[TaskvecError]) -> Any:
+    text = text.strip()
     if len(text) > LONGEST:
         raise UsageError(f"the expression has {len(text):,} characters; the limit is {LONGEST:,}.")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
-        value = _build(tree.body, names, text.strip())
+        return _build(ast.parse(text, mode="eval").body, _Scope(names, text, mistakes))
     except SyntaxError as error:
+        for word in dict.fromkeys(re.findall(r"\w+", text)):  # so that mistakes in its inputs show as well
+            names.get(word)
         place = " " * (max(1, error.offset or 1) - 1) + "^"
-        raise UsageError(f"cannot read the expression ({error.msg}):\n  {text.strip()}\n  {place}") from None
+        raise UsageError(f"cannot read the expression ({error.msg}):\n  {text}\n  {place}") from None
     except (RecursionError, MemoryError):
         raise UsageError("the expression is nested too deeply.") from None
     except ValueError as error:
         if isinstance(error, TaskvecError):
             raise
         raise UsageError(f"cannot read the expression ({error}).") from None
-    if isinstance(value, float):
-        raise NotLinear(f"the expression is the number {value:g}; it must give a checkpoint or a task vector.")
-    return value
 
 
-def _build(node: ast.expr, names: Mapping[str, Value], text: str) -> Any:
+def _build(node: ast.expr, scope: _Scope) -> Any:
+    """The value of a part of the expression; `_Broken` once its mistake is in the list."""
+    try:
+        return _value(node, scope)
+    except TaskvecError as error:
+        scope.wrong(error)
+        return _Broken()
+
+
+def _value(node: ast.expr, scope: _Scope) -> Any:
     match node:
         case ast.Name(id=name):
             try:
-                return names[name]
+                return scope.names[name]
             except KeyError:
-                hint = nearest(name, names)
-                known = ", ".join(names) or "none"
+                hint = nearest(name, scope.names)
+                known = ", ".join(scope.names) or "none"
                 hint = (
                     hint
                     or f" To open a checkpoint: `{name}: {{read: path}}` in a recipe, --let {name}=PATH on the command line."
@@ -193,84 +268,129 @@ def _build(node: ast.expr, names: Mapping[str, Value], text: str) -> Any:
             except OverflowError:
                 raise UsageError("a number in the expression has more digits than a coefficient can hold.") from None
         case ast.UnaryOp(op=ast.USub(), operand=inner):
-            return -_build(inner, names, text)
+            value = _build(inner, scope)
+            return value if isinstance(value, _Broken) else -value
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
-            return _build(inner, names, text)
+            return _build(inner, scope)
         case ast.BinOp(left=left, op=op, right=right):
-            return _binary(op, _build(left, names, text), _build(right, names, text), _said(node, text))
+            return _binary(op, _build(left, scope), _build(right, scope), node, scope)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-            return _call(name, args, keywords, names, text)
+            return _call(name, args, keywords, scope)
     match node:
         case ast.Call(func=ast.Attribute(value=inner, attr=name)) if name in FUNCTIONS:
             what = "'*.attn.*'" if name == "restrict" else "base"
-            raise UsageError(f"in an expression, write {name}({_said(inner, text)}, {what}).")
+            raise UsageError(f"in an expression, write {name}({scope.said(inner)}, {what}).")
     raise UsageError(
-        f"{_said(node, text)!r} cannot stand in an expression: only names, numbers, + - * /, parentheses and methods can."
+        f"{scope.said(node)!r} cannot stand in an expression: only names, numbers, + - * /, parentheses and methods can."
     )
 
 
-def _said(node: ast.AST, text: str) -> str:
-    return ast.get_source_segment(text, node) or type(node).__name__  # type: ignore[arg-type]
-
-
-def _binary(op: ast.operator, a: Any, b: Any, said: str) -> Any:
+def _binary(op: ast.operator, a: Any, b: Any, node: ast.expr, scope: _Scope) -> Any:
     operations: dict[type, Callable[[Any, Any], Any]] = {
         ast.Add: lambda x, y: x + y,
         ast.Sub: lambda x, y: x - y,
         ast.Mult: lambda x, y: x * y,
         ast.Div: lambda x, y: x / y,
     }
+    broken = isinstance(a, _Broken) or isinstance(b, _Broken)
+    a, b = (x.rest if isinstance(x, _Broken) else x for x in (a, b))
     if type(op) not in operations:
-        raise UsageError(f"{said!r}: only + - * / are operations here.")
+        scope.wrong(UsageError(f"{scope.said(node)!r}: only + - * / are operations here."))
+        return _Broken()
+    if a is None or b is None:
+        return _Broken(_left(op, a, b))
     try:
-        return operations[type(op)](a, b)
+        value = operations[type(op)](a, b)
     except ZeroDivisionError:
-        raise UsageError(f"{said!r} divides by zero.") from None
+        scope.wrong(UsageError(f"{scope.said(node)!r} divides by zero."))
+        return _Broken()
     except TypeError as error:
-        if isinstance(error, TaskvecError):
-            raise
-        kinds = {Checkpoint: "a checkpoint", TaskVector: "a task vector", float: "a number"}
-        raise NotLinear(
-            f"{said!r} combines {kinds[type(a)]} and {kinds[type(b)]}, which has no meaning: a task vector is a difference "
-            "of checkpoints, takes a number as coefficient, and is added to a checkpoint."
-        ) from None
+        if not isinstance(error, TaskvecError):
+            kinds = {Checkpoint: "a checkpoint", TaskVector: "a task vector", float: "a number"}
+            error = NotLinear(
+                f"{scope.said(node)!r} combines {kinds[type(a)]} and {kinds[type(b)]}, which has no meaning: a task vector "
+                "is a difference of checkpoints, takes a number as coefficient, and is added to a checkpoint."
+            )
+        scope.wrong(error)
+        return _Broken()
+    except TaskvecError as error:
+        scope.wrong(error)
+        return _Broken(_left(op, a, b))
+    return _Broken(value) if broken else value
 
 
-def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], names: Mapping[str, Value], text: str) -> Any:
+def _left(op: ast.operator, a: Any, b: Any) -> Value | None:
+    """What is known of ``a op b`` when it could not be computed: for sums, the point or vector it begins with."""
+    if isinstance(op, ast.Add):
+        known = [x for x in (a, b) if isinstance(x, (Checkpoint, TaskVector))]
+        return next((x for x in known if isinstance(x, Checkpoint)), known[0] if known else None)
+    if isinstance(op, ast.Sub) and (isinstance(a, TaskVector) or isinstance(b, TaskVector)):
+        return a
+    return a if isinstance(op, (ast.Mult, ast.Div)) and isinstance(a, TaskVector) else None
+
+
+def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
     if name in FUNCTIONS:
-        return _function(name, args, keywords, names, text)
+        return _function(name, args, keywords, scope)
+    before = len(scope.mistakes)
+    values = [
+        (e, _build(e, scope)) for a in args for e in (a.elts if isinstance(a, (ast.List, ast.Tuple)) else [a])
+    ]  # first, so that mistakes inside show even if the call itself is wrong
     if name not in METHODS:
         known = [*METHODS, *FUNCTIONS]
         raise UnknownName(f"unknown method {name!r}; `taskvec methods` lists them.{nearest(name, known)}")
     method = METHODS[name].fn
     if len(args) != 1 or not isinstance(args[0], (ast.List, ast.Tuple)):
-        raise UsageError(f"{name} takes a list of task vectors in brackets, for example {name}([a, b]).")
-    vectors = [_build(v, names, text) for v in args[0].elts]
-    for value, said in zip(vectors, args[0].elts, strict=True):
-        if not isinstance(value, TaskVector):
+        scope.wrong(UsageError(f"{name} takes a list of task vectors in brackets, for example {name}([a, b])."))
+    vectors: list[TaskVector] = []
+    for said, value in values:
+        value = (value.rest or _nothing()) if isinstance(value, _Broken) else value
+        if isinstance(value, TaskVector):
+            vectors.append(value)
+        else:
             what = "a checkpoint; subtract its base first" if isinstance(value, Checkpoint) else "a number"
-            raise NotLinear(f"{name}: {_said(said, text)!r} is {what}. Methods combine task vectors.")
-    allowed = [p.name for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            scope.wrong(NotLinear(f"{name}: {scope.said(said)!r} is {what}. Methods combine task vectors."))
+            vectors.append(_nothing())
+    given = _hyper_parameters(name, method, keywords, scope)
+    if given is None:
+        return _Broken()
+    broken = len(scope.mistakes) > before or any(isinstance(v, _Broken) for _, v in values)
+    value = method(vectors, **given)
+    return value if not broken else _Broken(value if value.spec else None)
+
+
+def _nothing() -> TaskVector:
+    """A vector without tensors and of unknown base, which no other can clash with: it stands for a broken one."""
+    return TaskVector(combine([], {}), Base("an unknown base"), "?", partial=True)
+
+
+def _hyper_parameters(
+    name: str, method: Callable[..., Any], keywords: list[ast.keyword], scope: _Scope
+) -> dict[str, Any] | None:
+    """The numbers given to a method; None if one is wrong or lacking."""
+    wanted = [p for p in inspect.signature(method).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    allowed = [p.name for p in wanted]
     given: dict[str, Any] = {}
+    before = len(scope.mistakes)
     for word in keywords:
         if word.arg in given:
-            raise UsageError(f"{name}: {word.arg} is given twice.")
-        if word.arg not in allowed:
+            scope.wrong(UsageError(f"{name}: {word.arg} is given twice."))
+        elif word.arg not in allowed:
             known = ", ".join(allowed) or "none"
             hint = nearest(word.arg or "", allowed)
-            raise UnknownName(f"{name} has no hyper-parameter {word.arg!r}; it has: {known}.{hint}")
-        number = _build(word.value, {}, text)
-        if not isinstance(number, float):
-            raise UsageError(f"{name}: {word.arg} must be a number.")
-        given[word.arg] = _whole(word.value, number, name) if word.arg == "seed" else number
-    required = [
-        p.name
-        for p in inspect.signature(method).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in given
-    ]
-    if required:
-        raise UsageError(f"{name} needs {', '.join(required)}, for example {name}([a, b], {required[0]}=0.2).")
-    return method(vectors, **given)
+            scope.wrong(UnknownName(f"{name} has no hyper-parameter {word.arg!r}; it has: {known}.{hint}"))
+        else:
+            number = _build(word.value, replace(scope, names={}))
+            given[word.arg] = number
+            if not isinstance(number, (float, _Broken)):
+                scope.wrong(UsageError(f"{name}: {word.arg} must be a number."))
+            elif word.arg == "seed" and isinstance(number, float):
+                with collecting(scope.mistakes):
+                    given[word.arg] = _whole(word.value, number, name)
+    required = [p.name for p in wanted if p.default is p.empty and p.name not in given]
+    if required and len(scope.mistakes) == before:  # else the wrong name may be meant for it
+        scope.wrong(UsageError(f"{name} needs {', '.join(required)}, for example {name}([a, b], {required[0]}=0.2)."))
+    return given if len(scope.mistakes) == before else None
 
 
 def _whole(node: ast.expr, number: float, method: str) -> int:
@@ -282,27 +402,35 @@ def _whole(node: ast.expr, number: float, method: str) -> int:
     return int(number)
 
 
-def _function(
-    name: str, args: list[ast.expr], keywords: list[ast.keyword], names: Mapping[str, Value], text: str
-) -> Any:
+def _function(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
     if len(args) != 2 or keywords:
         example = {"restrict": "restrict(v, '*.attn.*')", "shared": "shared(tuned, base)", "rebase": "rebase(v, base)"}
         raise UsageError(f"{name} takes two arguments: {example[name]}.")
-    first = _build(args[0], names, text)
-    if not isinstance(first, (Checkpoint, TaskVector)):
-        raise NotLinear(f"{name}: the first argument must be a checkpoint or a task vector.")
+    first = _build(args[0], scope)
+    patterns = _patterns(args[1], scope) if name == "restrict" else []
+    base = _build(args[1], scope) if name != "restrict" else None
+    if not isinstance(first, (Checkpoint, TaskVector, _Broken)):
+        scope.wrong(NotLinear(f"{name}: the first argument must be a checkpoint or a task vector."))
+        return _Broken()
+    if isinstance(first, _Broken) or isinstance(base, _Broken):
+        return _Broken()
     if name == "restrict":
-        given = args[1].elts if isinstance(args[1], (ast.List, ast.Tuple)) else [args[1]]
-        patterns = [e.value for e in given if isinstance(e, ast.Constant) and isinstance(e.value, str)]
-        if not patterns or len(patterns) < len(given):
-            raise UsageError(
-                "restrict takes patterns of names in quotes: restrict(v, '*.attn.*') or restrict(v, ['a', 'b'])."
-            )
-        return first.restrict(matching(*patterns))
-    base = _build(args[1], names, text)
+        return first.restrict(matching(*patterns)) if patterns else _Broken()
     if not isinstance(base, Checkpoint) or (name == "rebase" and isinstance(first, Checkpoint)):
         raise NotLinear(f"{name} takes a {'vector' if name == 'rebase' else 'checkpoint or vector'} and a checkpoint.")
     return first.shared(base) if name == "shared" else first.rebase(base)  # type: ignore[union-attr]
+
+
+def _patterns(node: ast.expr, scope: _Scope) -> list[str]:
+    """The patterns of a restrict; none if they are not patterns."""
+    given = node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node]
+    patterns = [e.value for e in given if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+    if patterns and len(patterns) == len(given):
+        return patterns
+    scope.wrong(
+        UsageError("restrict takes patterns of names in quotes: restrict(v, '*.attn.*') or restrict(v, ['a', 'b']).")
+    )
+    return []
 
 
 def _check_hash(name: str, path: Path, expected: str) -> None:

@@ -22,6 +22,11 @@ FLOATS: dict[str, np.dtype[Any]] = {
 OTHERS: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
+    # Not computed in, only copied, as integers are.
+    "C64": np.dtype(np.complex64),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
 DTYPES: dict[str, np.dtype[Any]] = {**FLOATS, **OTHERS}
 NAMES: dict[np.dtype[Any], str] = {v: k for k, v in DTYPES.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import BaseMismatch
+from ..errors import BaseMismatch, TaskvecError, collecting, raise_all
 from . import graph
 from .dtypes import TensorSpec
 from .graph import Node
@@ -57,25 +57,30 @@ def meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]:
     whole = next((v for v in vectors if not v.partial), None)
     spec = dict((whole or first).spec)
     base = first.base
+    mistakes: list[TaskvecError] = []
     for v in vectors:
         if v is first and v is whole:
             continue
         reference = whole or first
-        if whole is not None:
-            same_names(v.spec, whole.spec, v.label, whole.label, "combine", subset=v.partial)
-        else:
-            clash = [n for n in v.spec if n in spec and spec[n].shape != v.spec[n].shape]
-            if clash:
-                raise_mismatch([], [], clash, v.spec, spec, v.label, reference.label, "combine")
-            spec.update({n: s for n, s in v.spec.items() if n not in spec})
+        with collecting(mistakes):
+            if whole is not None:
+                same_names(v.spec, whole.spec, v.label, whole.label, "combine", subset=v.partial)
+            else:
+                clash = [n for n in v.spec if n in spec and spec[n].shape != v.spec[n].shape]
+                if clash:
+                    raise_mismatch([], [], clash, v.spec, spec, v.label, reference.label, "combine")
+                spec.update({n: s for n, s in v.spec.items() if n not in spec})
         if v.base.same(base) is False:
-            raise BaseMismatch(
-                f"cannot combine {v.label} and {first.label}: they were taken from different bases, {v.base.label} "
-                f"(fingerprint {v.base.fingerprint}) and {base.label} ({base.fingerprint}). "
-                "Fine-tune both from one base, or say that the bases are interchangeable with vector.rebase(base); in an expression, rebase(vector, base)."
+            mistakes.append(
+                BaseMismatch(
+                    f"cannot combine {v.label} and {first.label}: they were taken from different bases, {v.base.label} "
+                    f"(fingerprint {v.base.fingerprint}) and {base.label} ({base.fingerprint}). "
+                    "Fine-tune both from one base, or say that the bases are interchangeable with vector.rebase(base); in an expression, rebase(vector, base)."
+                )
             )
         if not base.known and v.base.known:
             base = v.base
+    raise_all(mistakes)
     for v in vectors:
         spec.update({n: s for n, s in v.spec.items() if s.dtype == "F64"})
     return spec, base, whole is None

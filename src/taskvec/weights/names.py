@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..errors import KeyMismatch, some
+from ..errors import KeyMismatch, quoted, some
 from .dtypes import DTYPES, TensorSpec
+
+TABLE = 5  # differing shapes shown in an error
 
 
 def floats(spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
@@ -102,10 +104,21 @@ def raise_mismatch(
         parts.append(f"{len(absent)} only in {b} ({some(absent)})")
     if shapes:
         n = shapes[0]
-        parts.append(f"{len(shapes)} differ in shape ({n!r} is {here[n]} and {there[n]})")
+        example = f" ({quoted(n)} is {here[n]} and {there[n]})" if len(shapes) == 1 else ""
+        parts.append(f"{len(shapes)} differ in shape{example}")
     remedy = f"To edit only what both have, use {a}.shared({b}); in an expression, shared({a}, {b})"
     remedy += "; `taskvec diff` and `compare` take --shared." if verb == "subtract" else "."
-    raise KeyMismatch(f"cannot {joined}: {', '.join(parts)}. {remedy}")
+    table = _shapes(shapes, here, there, a, b) if len(shapes) > 1 else ""
+    raise KeyMismatch(f"cannot {joined}: {', '.join(parts)}. {remedy}{table}")
+
+
+def _shapes(names: list[str], here: Mapping[str, TensorSpec], there: Mapping[str, TensorSpec], a: str, b: str) -> str:
+    """The first few of the tensors that differ, in columns."""
+    rows = [("tensor", a, b)]
+    rows += [(quoted(n, 60), str(here[n]), str(there[n])) for n in names[:TABLE]]
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    lines = [f"\n  {n:<{widths[0]}}  {x:<{widths[1]}}  {y}" for n, x, y in rows]
+    return "".join(lines) + (f"\n  and {len(names) - TABLE} more" if len(names) > TABLE else "")
 
 
 def stored_bytes(spec: Mapping[str, TensorSpec], dtype: str | None = None) -> int:

@@ -19,13 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, NotACheckpoint
+from ..errors import InputError, NotACheckpoint, quoted, some
 from .dtypes import DTYPES, TensorSpec
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 64  # of a NumPy array
 PAGE = 4096
 MAX_READ = 1 << 30  # Linux transfers at most 2 GiB in one call
+FAULTS = 10  # of one file, shown in one error
+FIELDS = {"dtype", "shape", "data_offsets"}
+SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,8 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))
-        raise NotACheckpoint(f"names {twice!r} twice")
+        twice = [k for k, _ in pairs if k in seen or seen.add(k)]
+        raise NotACheckpoint(f"names {some(dict.fromkeys(twice))} twice")
     return found
 
 
@@ -51,11 +54,16 @@ def parse_header(head: bytes, size: int, label: str) -> Header:
     """Check a header against the file it heads; `head` is the JSON text, `size` the file's length in bytes.
 
     Raises:
-        NotACheckpoint: anything the format does not allow, and duplicate names, which it leaves open.
+        NotACheckpoint: anything the format does not allow, and duplicate names, which it leaves open; all faults of the
+            tensors at once.
     """
 
-    def bad(what: str) -> NotACheckpoint:
-        return NotACheckpoint(f"{label} is not a sound safetensors file: {what}.")
+    def bad(*faults: str) -> NotACheckpoint:
+        if len(faults) == 1:
+            return NotACheckpoint(f"{label} is not a sound safetensors file: {faults[0]}.")
+        rest = [f"and {len(faults) - FAULTS} more faults"] if len(faults) > FAULTS else []
+        listed = "".join(f"\n  {fault}" for fault in [*faults[:FAULTS], *rest])
+        return NotACheckpoint(f"{label} is not a sound safetensors file; it has {len(faults)} faults:{listed}")
 
     try:
         table = json.loads(head.decode("utf-8"), object_pairs_hook=unique)
@@ -70,25 +78,34 @@ def parse_header(head: bytes, size: int, label: str) -> Header:
         raise bad("__metadata__ is not a table of texts")
     for text in (*table, *metadata, *metadata.values()):
         if not _is_text(text):
-            raise bad(f"the name or __metadata__ text {text[:80]!r} holds half a surrogate pair")
+            raise bad(f"the name or __metadata__ text {quoted(text)} holds half a surrogate pair")
     spec: dict[str, TensorSpec] = {}
     extent: list[tuple[int, int, str]] = []
+    wrong: dict[str, list[str]] = {}  # what is wrong -> the tensors it is wrong with
     for name, entry in table.items():
-        spec[name], begin, end = _entry(name, entry, bad)
-        extent.append((begin, end, name))
-    at, start = 0, 8 + len(head)
-    for begin, end, name in sorted(extent):
-        if begin != at:
-            raise bad(f"tensor {name!r} begins at byte {begin} of the data, expected {at} (a hole or an overlap)")
-        at = end
-    if start + at != size:
-        kind = "truncated" if start + at > size else "followed by unknown bytes"
-        raise bad(f"{kind}: the header describes {start + at:,} bytes, the file has {size:,}")
+        found = _entry(entry)
+        if found is not None:
+            spec[name], begin, end = found
+            extent.append((begin, end, name))
+            continue
+        for fault in _entry_faults(entry):
+            wrong.setdefault(fault, []).append(name)
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if isinstance(offsets, list) and len(offsets) == 2 and _counts(offsets):
+            extent.append((offsets[0], offsets[1], name))
+    faults = [f"tensor {quoted(names[0])} {fault}{_others(names[1:])}" for fault, names in wrong.items()]
+    start = 8 + len(head)
+    if len(extent) == len(table):  # else what looks like a hole is a tensor already reported
+        faults += _data_faults(sorted(extent), start, size)
+    if faults:
+        raise bad(*faults)
     return Header(spec, {name: start + begin for begin, _, name in extent}, metadata)
 
 
 def _is_text(text: str) -> bool:
     """False for halves of surrogate pairs, which JSON can spell and no file or terminal can take."""
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -96,28 +113,68 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _entry(name: str, entry: Any, bad: Any) -> tuple[TensorSpec, int, int]:
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise bad(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
+def _others(names: list[str]) -> str:
+    return f" (so {'has' if len(names) == 1 else 'have'} {some(names)})" if names else ""
+
+
+def _counts(values: Any) -> bool:
+    """Whether this is a list of whole numbers that a file could hold."""
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
+
+
+def _entry(entry: Any) -> tuple[TensorSpec, int, int] | None:
+    """One tensor's row of the header: what it says and the bytes it spans; None if anything is wrong with it."""
+    if not isinstance(entry, dict) or entry.keys() != FIELDS:
+        return None
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise bad(f"tensor {name!r} has the unknown number format {dtype!r}; known are {', '.join(DTYPES)}")
-
-    def counts(values: Any) -> bool:
-        return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
-
-    if not counts(shape):
-        raise bad(f"tensor {name!r} has the shape {shape!r}, expected a list of whole numbers")
-    if len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
-        raise bad(f"tensor {name!r} has a shape of {len(shape)} dimensions that no array can have")
-    if not counts(offsets) or len(offsets) != 2:
-        raise bad(f"tensor {name!r} has the offsets {offsets!r}, expected two whole numbers")
+    if not isinstance(dtype, str) or dtype not in DTYPES or not _counts(shape) or not _counts(offsets):
+        return None
+    if len(offsets) != 2 or len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
+        return None
     tensor = TensorSpec(dtype, tuple(shape))
-    if offsets[1] - offsets[0] != tensor.nbytes:
-        raise bad(
-            f"tensor {name!r} is {tensor} = {tensor.nbytes:,} bytes, its offsets span {offsets[1] - offsets[0]:,}"
+    return (tensor, *offsets) if offsets[1] - offsets[0] == tensor.nbytes else None
+
+
+def _entry_faults(entry: Any) -> list[str]:
+    """Everything that is wrong with a row that `_entry` refuses, in words that continue "tensor 'w' ..."."""
+    if not isinstance(entry, dict) or entry.keys() != FIELDS:
+        return ["needs exactly dtype, shape and data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    faults = []
+    if isinstance(dtype, str) and dtype in SUB_BYTE:
+        faults.append(
+            f"has the number format {dtype!r}, of less than a byte a value, which is not read here; "
+            "dequantise the model first"
         )
-    return tensor, offsets[0], offsets[1]
+    elif not isinstance(dtype, str) or dtype not in DTYPES:
+        faults.append(f"has the unknown number format {quoted(dtype)}; known are {', '.join(DTYPES)}")
+    if not _counts(shape):
+        faults.append(f"has the shape {quoted(shape)}, expected a list of whole numbers")
+    elif len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) >= 2**63:
+        faults.append(f"has a shape of {len(shape)} dimensions that no array can have")
+    if not _counts(offsets) or len(offsets) != 2:
+        faults.append(f"has the offsets {quoted(offsets)}, expected two whole numbers")
+    elif not faults:
+        tensor = TensorSpec(dtype, tuple(shape))
+        faults.append(f"is {tensor} = {tensor.nbytes:,} bytes, its offsets span {offsets[1] - offsets[0]:,}")
+    elif offsets[1] < offsets[0]:
+        faults.append(f"has offsets that span {offsets[1] - offsets[0]:,} bytes")
+    return faults
+
+
+def _data_faults(extent: list[tuple[int, int, str]], start: int, size: int) -> list[str]:
+    """Holes, overlaps and a wrong end of the data, which begins at `start` of a file of `size` bytes."""
+    faults, at = [], 0
+    for begin, end, name in extent:
+        if begin != at:
+            faults.append(
+                f"tensor {quoted(name)} begins at byte {begin} of the data, expected {at} (a hole or an overlap)"
+            )
+        at = max(at, end)
+    if start + at != size:
+        kind = "truncated" if start + at > size else "followed by unknown bytes"
+        faults.append(f"{kind}: the header describes {start + at:,} bytes, the file has {size:,}")
+    return faults
 
 
 class SafetensorsFile:

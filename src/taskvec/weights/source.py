@@ -7,14 +7,24 @@ import json
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, NotACheckpoint, UsageError, missing_extra, some
+from ..errors import (
+    InputError,
+    NotACheckpoint,
+    TaskvecError,
+    UsageError,
+    collecting,
+    missing_extra,
+    quoted,
+    raise_all,
+    some,
+)
 from .dtypes import NAMES, TensorSpec
 from .safetensors import SafetensorsFile, unique
 
@@ -166,7 +176,7 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     if path.is_dir():
         return _open_folder(path, label)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
-        return _open_pickles({path: None}, label)
+        return _open_pickles({path: None}, label, None, [])
     return FileSource([SafetensorsFile(path, str(path))], label)
 
 
@@ -184,6 +194,7 @@ def _open_folder(folder: Path, label: str) -> Source:
             f"{folder} is a PEFT adapter, whose tensors are factors and not weights. Merge it into its base first "
             "(merge_and_unload in peft), and name the merged folder."
         )
+    mistakes: list[TaskvecError] = []
     for suffix, single in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin")):
         indexes = sorted(folder.glob(f"*{suffix}.index.json"))
         files = sorted(folder.glob(f"*{suffix}"))
@@ -194,11 +205,13 @@ def _open_folder(folder: Path, label: str) -> Source:
                 f"{folder} has {len(indexes)} indexes ({some(i.name for i in indexes)}), expected one."
             )
         if indexes:
-            chosen = _indexed(folder, indexes[0])
+            chosen = _indexed(folder, indexes[0], mistakes)
             if (folder / single).exists() and folder / single not in chosen:
-                raise NotACheckpoint(
-                    f"{folder} holds both {single} and {indexes[0].name}, and which one is meant is unclear. "
-                    "Remove the stale one, or name the file itself."
+                mistakes.append(
+                    NotACheckpoint(
+                        f"{folder} holds both {single} and {indexes[0].name}, and which one is meant is unclear. "
+                        "Remove the stale one, or name the file itself."
+                    )
                 )
         elif (folder / single).exists():
             chosen = {folder / single: None}
@@ -211,18 +224,15 @@ def _open_folder(folder: Path, label: str) -> Source:
         else:
             continue
         if suffix == ".bin":
-            return _open_pickles(chosen, label, folder)
-        shards = [SafetensorsFile(f, str(f)) for f in chosen]
-        for shard, promised in zip(shards, chosen.values(), strict=True):
-            _check_index(folder, shard.path, set(shard.header.spec), promised)
-        return FileSource(shards, label, folder)
+            return _open_pickles(chosen, label, folder, mistakes)
+        return FileSource(_open_shards(folder, chosen, mistakes), label, folder)
     raise NotACheckpoint(
         f"{folder} holds no weights: expected model.safetensors, an index with shards, or pytorch_model.bin."
     )
 
 
-def _indexed(folder: Path, index: Path) -> dict[Path, set[str] | None]:
-    """Shard -> names the index promises in it. A shard must lie in the folder itself."""
+def _indexed(folder: Path, index: Path, mistakes: list[TaskvecError]) -> dict[Path, set[str] | None]:
+    """Shard -> names the index promises in it. A shard must lie in the folder itself; those that do not are left out."""
     try:
         table = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)
         weight_map = table["weight_map"]
@@ -233,21 +243,61 @@ def _indexed(folder: Path, index: Path) -> dict[Path, set[str] | None]:
         raise NotACheckpoint(f"{index} is not an index of shards ({type(error).__name__}).") from None
     if not entries:
         raise NotACheckpoint(f"{index} names no tensor.")
-    shards: dict[Path, set[str] | None] = {}
+    promised: dict[str, set[str]] = {}
+    outside: dict[str, list[str]] = {}
     for name, file in entries:
         if not isinstance(file, str) or not file or any(c in file for c in "/\\\0") or file in (".", ".."):
-            raise NotACheckpoint(
-                f"{index}: tensor {name!r} points to {file!r}; a shard must be a plain file name in that folder."
+            outside.setdefault(quoted(file), []).append(name)
+        else:
+            promised.setdefault(file, set()).add(name)
+    for file, names in outside.items():
+        more = f" (so do {len(names) - 1} more)" if len(names) > 1 else ""
+        mistakes.append(
+            NotACheckpoint(
+                f"{index}: tensor {quoted(names[0])} points to {file}{more}; a shard must be a plain file name in that folder."
             )
-        path = folder / file
-        if not path.exists():
-            raise NotACheckpoint(f"{folder}: the shard {file!r} named by {index.name} is missing.")
-        if not _inside(path, folder):
-            raise NotACheckpoint(f"{folder}: the shard {file!r} is a link that leaves the folder.")
-        names = shards.setdefault(path, set())
-        assert names is not None
-        names.add(name)
-    return dict(sorted(shards.items()))
+        )
+    missing = [file for file in promised if not (folder / file).exists()]
+    if missing:
+        which = f"shard {missing[0]!r} named by {index.name} is" if len(missing) == 1 else (
+            f"{len(missing)} shards {some(sorted(missing), 10)} named by {index.name} are"
+        )  # fmt: skip
+        mistakes.append(NotACheckpoint(f"{folder}: the {which} missing."))
+    kept = {}
+    for file in sorted(promised.keys() - missing):
+        if _inside(folder / file, folder):
+            kept[folder / file] = promised[file]
+        else:
+            mistakes.append(NotACheckpoint(f"{folder}: the shard {file!r} is a link that leaves the folder."))
+    return kept
+
+
+def _open_shards(
+    folder: Path, chosen: Mapping[Path, set[str] | None], mistakes: list[TaskvecError]
+) -> list[SafetensorsFile]:
+    """The shards, if all of them are sound and hold what the index says; else everything that is wrong with them."""
+    shards: list[SafetensorsFile] = []
+    for path in chosen:
+        with collecting(mistakes):
+            shards.append(SafetensorsFile(path, str(path)))
+    owner: dict[str, Path] = {}
+    twice: dict[str, tuple[Path, Path]] = {}
+    for shard in shards:
+        for name in shard.header.spec:
+            if owner.setdefault(name, shard.path) != shard.path:
+                twice[name] = owner[name], shard.path
+    for name, (a, b) in list(twice.items())[:1]:
+        more = f" (and {len(twice) - 1} more: {some(list(twice)[1:])})" if len(twice) > 1 else ""
+        mistakes.append(
+            NotACheckpoint(
+                f"{folder}: the shards {a.name} and {b.name} both hold {quoted(name)}{more}, and which one is meant is unclear."
+            )
+        )
+    for shard in shards:
+        with collecting(mistakes):
+            _check_index(folder, shard.path, shard.header.spec.keys(), chosen[shard.path], twice.keys())
+    raise_all(mistakes)
+    return shards
 
 
 def _inside(path: Path, folder: Path) -> bool:
@@ -259,21 +309,30 @@ def _inside(path: Path, folder: Path) -> bool:
     return cache.name == "snapshots" and real.parent == (cache.parent / "blobs").resolve()
 
 
-def _check_index(folder: Path, shard: Path, held: set[str], promised: set[str] | None) -> None:
-    if promised is not None and held != promised:
+def _check_index(
+    folder: Path, shard: Path, held: Set[str], promised: Set[str] | None, twice: Set[str] = frozenset()
+) -> None:
+    """Raise unless a shard holds what the index promises; tensors held `twice` are already reported."""
+    if promised is None or held == promised:
+        return
+    absent, extra = sorted(promised - held), sorted(held - promised - twice)
+    if absent or extra:
         raise NotACheckpoint(
-            f"{folder}: the index and the shard {shard.name} disagree: "
-            f"{len(promised - held)} names only in the index ({some(sorted(promised - held))}), "
-            f"{len(held - promised)} only in the shard ({some(sorted(held - promised))})."
+            f"{folder}: the index and the shard {shard.name} disagree: {len(absent)} names only in the index "
+            f"({some(absent)}), {len(extra)} only in the shard ({some(extra)})."
         )
 
 
-def _open_pickles(paths: Mapping[Path, set[str] | None], label: str, folder: Path | None = None) -> Source:
+def _open_pickles(
+    paths: Mapping[Path, set[str] | None], label: str, folder: Path | None, mistakes: list[TaskvecError]
+) -> Source:
     weights: dict[str, Any] = {}
     for path, promised in paths.items():
-        loaded = _load_pickle(path)
-        _check_index(path.parent, path, set(loaded), promised)
-        weights.update(loaded)
+        with collecting(mistakes):
+            loaded = _load_pickle(path)
+            _check_index(path.parent, path, set(loaded), promised)
+            weights.update(loaded)
+    raise_all(mistakes)
     source = MemorySource(weights, label, copy=False, files=tuple(paths))
     source.folder = folder
     return source
