@@ -18,7 +18,7 @@ import pytest
 from hostile import sound
 from taskvec.errors import NonFinite, StorageError, UsageError
 from taskvec.methods import ties
-from taskvec.weights import Checkpoint, TaskVector, execute, write
+from taskvec.weights import Checkpoint, TaskVector, execute, output, staging
 
 BIG = 100_000
 
@@ -89,21 +89,38 @@ def test_existing_outputs(pair, tmp_path, run_cli, untouched):
     assert run_cli(*edit(pair, "-o", tmp_path / "model.pt"))[0] == 2
 
 
-def test_the_old_output_survives_a_failure_at_the_last_step(pair, tmp_path, run_cli, untouched, monkeypatch):
+@pytest.mark.parametrize("exchange", ["fails", "unknown here"])
+def test_the_old_output_survives_a_failure_at_the_last_step(exchange, pair, tmp_path, run_cli, untouched, monkeypatch):
     folder = tmp_path / "out"
     assert run_cli(*edit(pair, "-o", folder))[0] == 0
     check = untouched(tmp_path)
     real = Path.rename
 
     def rename(self, target):
-        if Path(target) == folder and ".old" not in self.name:
+        if Path(target) == folder and self.name == "out":
             raise OSError(errno.EIO, "Input/output error")
         return real(self, target)
 
+    def renameat2(*_):
+        if exchange == "fails":
+            raise OSError(errno.EIO, "Input/output error")
+        return False
+
+    monkeypatch.setattr(staging, "_renameat2", renameat2)
     monkeypatch.setattr(Path, "rename", rename)
     code, _, err = run_cli(*edit(pair, "-o", folder, "--overwrite", expression="base - tau"))
     assert code == 4 and "Input/output error" in err
     check()
+
+
+def test_an_old_output_is_replaced_without_the_exchange_of_names_too(pair, tmp_path, run_cli, monkeypatch):
+    folder = tmp_path / "out"
+    assert run_cli(*edit(pair, "-o", folder))[0] == 0
+    before = (folder / "model.safetensors").read_bytes()
+    monkeypatch.setattr(staging, "_renameat2", lambda *_: False)
+    assert run_cli(*edit(pair, "-o", folder, "--overwrite", expression="base - tau"))[0] == 0
+    assert (folder / "model.safetensors").read_bytes() != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
 @pytest.mark.parametrize("where", ["free space", "reserving", "writing", "syncing"])
@@ -113,8 +130,8 @@ def test_a_full_disk(where, out, pair, tmp_path, run_cli, untouched, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if where == "free space":
-        real = write.shutil.disk_usage
-        monkeypatch.setattr(write.shutil, "disk_usage", lambda p: real(p)._replace(free=10))
+        real = output.shutil.disk_usage
+        monkeypatch.setattr(output.shutil, "disk_usage", lambda p: real(p)._replace(free=10))
     else:
         monkeypatch.setattr(os, {"reserving": "posix_fallocate", "writing": "pwrite", "syncing": "fsync"}[where], full)
     check = untouched(tmp_path)
@@ -303,7 +320,7 @@ def test_no_thread_writes_after_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(execute, "default_threads", lambda: 4)
     closed: set[int] = set()
     late: list[int] = []
-    pwrite, close = os.pwrite, os.close
+    pwrite, close, open_ = os.pwrite, os.close, os.open
 
     def slow(fd, data, at):
         time.sleep(0.002)
@@ -314,6 +331,13 @@ def test_no_thread_writes_after_an_interruption(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "pwrite", slow)
     monkeypatch.setattr(os, "close", lambda fd: (closed.add(fd), close(fd))[1])
+
+    def opened(*a, **k):
+        fd = open_(*a, **k)
+        closed.discard(fd)
+        return fd
+
+    monkeypatch.setattr(os, "open", opened)
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
@@ -356,7 +380,7 @@ def test_signals(number, code, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not any(p.name.startswith(".out.tmp") for p in tmp_path.iterdir()):
+    while time.monotonic() < deadline and not any(p.name == ".out.taskvec" for p in tmp_path.iterdir()):
         time.sleep(0.02)
     time.sleep(0.1)
     start = time.monotonic()

@@ -215,7 +215,8 @@ class Checkpoint(_Tensors):
 
     def save(
         self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
-        on_nonfinite: Literal["error", "allow"] = "error", progress: Callable[[int], None] | None = None,
+        on_nonfinite: Literal["error", "allow"] = "error", threads: int | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Path:  # fmt: skip
         """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
 
@@ -224,17 +225,18 @@ class Checkpoint(_Tensors):
             overwrite: replace an existing output, once the new one is complete.
             shard_size: bytes after which a folder continues in another shard (5 GB unless told).
             on_nonfinite: "allow" copies tensors that no vector touches even if they hold NaN or infinity (masks do).
+            threads: how many compute; the result does not depend on it.
             progress: called with the bytes read since the last call.
         Raises:
-            StorageError: the output exists, or the disk is too small or fails; nothing is left behind.
+            StorageError: the output exists, another run writes it, or the disk is too small or fails. The path is then
+                as it was; what was finished is kept beside it where the same call can continue from it.
             NonFinite: an input or a result holds NaN or infinity (see `on_nonfinite`).
         """
-        from .write import save_checkpoint
+        from .output import checkpoint_output
+        from .write import write
 
-        return save_checkpoint(
-            self, Path(path), dtype=dtype, overwrite=overwrite, shard_size=shard_size, on_nonfinite=on_nonfinite,
-            progress=progress,
-        )  # fmt: skip
+        output = checkpoint_output(self, Path(path), dtype=dtype, shard_size=shard_size, on_nonfinite=on_nonfinite)
+        return write(output, overwrite=overwrite, threads=threads, progress=progress)
 
     def __repr__(self) -> str:
         return f"Checkpoint({_said(self.node)}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"
@@ -350,15 +352,15 @@ class TaskVector(_Tensors):
         summaries = summarise(self.node)
         return {name: self._working(name, summaries).copy() for name in self.names}
 
-    def save(self, path: str | Path, *, overwrite: bool = False, progress: Callable[[int], None] | None = None) -> Path:
-        """Write the vector as one float32 safetensors file that records the fingerprint of its base.
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, threads: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Path:  # fmt: skip
+        """Write the vector as one float32 safetensors file that records the fingerprint of its base (see `Checkpoint.save`)."""
+        from .output import vector_output
+        from .write import write
 
-        Raises:
-            StorageError: the output exists, or the disk is too small or fails; nothing is left behind.
-        """
-        from .write import save_vector
-
-        return save_vector(self, Path(path), overwrite=overwrite, progress=progress)
+        return write(vector_output(self, Path(path)), overwrite=overwrite, threads=threads, progress=progress)
 
     def __repr__(self) -> str:
         return f"TaskVector({_said(self.node)}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"

@@ -1,0 +1,218 @@
+"""What an output will be, known before any of it is computed: its files, what lies beside them, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..errors import StorageError, UsageError
+from . import graph
+from .algebra import BASE_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
+from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
+from .graph import Node
+from .lineage import root
+from .source import Source
+from .staging import held_bytes
+from .text import expression, size_text, source_names
+
+SHARD_SIZE = 5_000_000_000
+INFO = "taskvec.json"
+# What a model folder needs besides weights, by fixed names: nothing that a config mentions is opened.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json", "open_clip_config.json", "modules.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """What an output will be, known before any of it is computed.
+
+    Args:
+        path: where it will be.
+        node: what is computed.
+        files: file name -> its tensors in their stored formats; one file named "" for an output that is a file itself.
+        metadata: what the headers carry.
+        point: a checkpoint, else a task vector.
+        dtype: the format asked for, if one was.
+        strict: refuse NaN and infinity also in tensors that are only copied.
+    """
+
+    path: Path
+    node: Node
+    files: Mapping[str, Mapping[str, TensorSpec]]
+    metadata: Mapping[str, str]
+    point: bool
+    dtype: str | None = None
+    strict: bool = True
+
+    @property
+    def single(self) -> bool:
+        return "" in self.files
+
+    @property
+    def spec(self) -> dict[str, TensorSpec]:
+        return {name: tensor for held in self.files.values() for name, tensor in held.items()}
+
+    def place(self, out: Path, file: str) -> Path:
+        return out / file if file else out
+
+
+def checkpoint_output(
+    point: Checkpoint, path: Path, *, dtype: str | None = None, shard_size: int | None = None,
+    on_nonfinite: Literal["error", "allow"] = "error",
+) -> Output:  # fmt: skip
+    """The output that `Checkpoint.save` would write.
+
+    Raises:
+        UsageError: a format, size or kind of file that cannot be written.
+    """
+    target = parse_dtype(dtype) if dtype else None
+    spec = {n: TensorSpec(target if target and s.is_float else s.dtype, s.shape) for n, s in point.spec.items()}
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        raise UsageError(
+            f"cannot write {path}: pickles are read but not written. Name a folder or a .safetensors file."
+        )
+    files = (
+        {"": spec}
+        if path.suffix == ".safetensors"
+        else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
+    )
+    return Output(path, point.node, files, {"format": "pt"}, True, target, on_nonfinite == "error")
+
+
+def vector_output(vector: TaskVector, path: Path) -> Output:
+    """The output that `TaskVector.save` would write.
+
+    Raises:
+        UsageError: the name is not that of a .safetensors file.
+    """
+    if path.suffix != ".safetensors":
+        raise UsageError(f"cannot write the task vector {path}: a vector is one file whose name ends in .safetensors.")
+    spec = {n: TensorSpec("F64" if s.dtype == "F64" else "F32", s.shape) for n, s in vector.spec.items()}
+    metadata = {"format": "pt", VECTOR_KIND: "vector", "taskvec.base_label": vector.base.label}
+    if vector.base.fingerprint:
+        metadata[BASE_KEY] = vector.base.fingerprint
+    if vector.partial:
+        metadata[PARTIAL_KEY] = "true"
+    return Output(path, vector.node, {"": spec}, metadata, False)
+
+
+def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, dict[str, TensorSpec]]:
+    """File name -> its tensors, in order, each file at most `shard_size` bytes unless one tensor is larger."""
+    if shard_size <= 0:
+        raise UsageError(f"the shard size is {shard_size}; it must be a positive number of bytes.")
+    groups: list[dict[str, TensorSpec]] = [{}]
+    used = 0
+    for name, tensor in spec.items():
+        if groups[-1] and used + tensor.nbytes > shard_size:
+            groups.append({})
+            used = 0
+        groups[-1][name] = tensor
+        used += tensor.nbytes
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, 1)}
+
+
+def check_output(path: Path, node: Node, need: int, *, overwrite: bool) -> None:
+    """Refuse, before any work, an output that is an input, exists, cannot be made or does not fit the disk."""
+    parent = path.absolute().parent
+    for source in sources(node):
+        for file in source.files:
+            if path.exists() and (path.samefile(file) or path.samefile(file.parent)):
+                raise UsageError(
+                    f"the output {path} is an input ({source.label}); inputs are never written. Name another output."
+                )
+        if source.folder is not None and path.suffix == ".safetensors" and parent.resolve() == source.folder.resolve():
+            raise UsageError(
+                f"the output {path} lies in the input folder {source.folder}, which would then hold two sets of weights. "
+                "Name another output."
+            )
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if not overwrite:
+            raise StorageError(
+                f"the output {path} exists. Use --overwrite (overwrite=True) to replace it, or name another."
+            )
+        if path.is_dir() and not (path / INFO).exists():
+            raise StorageError(
+                f"the folder {path} was not written by taskvec (it has no {INFO}) and is not replaced. Name another."
+            )
+        if path.is_dir() == (path.suffix == ".safetensors"):
+            raise StorageError(
+                f"{path} is {'a folder' if path.is_dir() else 'a file'}; the output would be the other kind. Name another."
+            )
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise StorageError(f"cannot write {path}: {existing} is not a folder that can be written to.")
+    free = shutil.disk_usage(existing).free + held_bytes(path)
+    if free < need:
+        raise StorageError(f"cannot write {path}: it needs {size_text(need)}, the disk has {size_text(free)} free.")
+
+
+def sources(node: Node) -> list[Source]:
+    return [n.source for n in graph.walk(node) if n.source is not None]
+
+
+def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
+    """Config, tokenizer and the like, from the folder of the origin, as the output will hold them."""
+    origin = root(node)
+    folder = origin.source.folder if origin.source is not None else None
+    found = {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
+    if dtype and "config.json" in found:
+        found["config.json"] = _tell_dtype(found["config.json"], dtype)
+    return found
+
+
+def _tell_dtype(config: bytes, dtype: str) -> bytes:
+    """Put the output's number format into a copied config: transformers would convert the weights back otherwise."""
+    try:
+        table = json.loads(config)
+    except (ValueError, RecursionError):  # not ours to understand: it stays as it is
+        return config
+    name = {v: k for k, v in LONG_NAMES.items()}[dtype]
+    sections = [table, *(v for v in table.values() if isinstance(v, dict))] if isinstance(table, dict) else []
+    found = [(section, key) for section in sections for key in ("dtype", "torch_dtype") if key in section]
+    for section, key in found:
+        section[key] = name
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode() if found else config
+
+
+def recipe_of(output: Output, hashes: Mapping[Path, str]) -> dict[str, Any]:
+    """The recipe of an output: expression, inputs with sha256 and fingerprint, versions. No absolute paths."""
+    names = source_names(output.node)
+    inputs = {
+        names[n.key]: {
+            "read": _said_place(n.source, output.path),
+            "fingerprint": n.source.fingerprint,
+            "sha256": {f.name: hashes[f] for f in n.source.files},
+        }
+        for n in graph.walk(output.node)
+        if n.source is not None
+    }
+    info = {
+        "schema_version": 1, "taskvec": __version__, "numpy": np.__version__,
+        "expression": expression(output.node, names), "inputs": inputs, "dtype": output.dtype,
+    }  # fmt: skip
+    return info if output.strict else {**info, "on_nonfinite": "allow"}
+
+
+def _said_place(source: Source, target: Path) -> str | None:
+    """Where an input lies, seen from the folder of the output if it is below that, else its bare name."""
+    place = source.folder or (source.files[0] if source.files else None)
+    if place is None:
+        return None
+    with contextlib.suppress(ValueError, OSError):
+        return place.resolve().relative_to(target.absolute().parent.resolve()).as_posix()
+    return place.name
