@@ -7,6 +7,7 @@ ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 1
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,11 @@ from .terminal import note, print_json, say_error
 
 def _terminated(number: int, _: Any) -> None:
     raise SystemExit(128 + number)
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to an error on its way: where unfinished work is kept."""
+    return getattr(error, "__notes__", [])
 
 
 def main() -> None:
@@ -43,6 +49,13 @@ def _run(arguments: list[str]) -> int:
                 print_json(command, {"error": {"message": text, "exit_code": code}})
         return say_error(text, code)
 
+    class Said(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(record.getMessage())
+
+    log = logging.getLogger("taskvec")
+    log.handlers, log.propagate = [Said()], False
+    log.setLevel(logging.INFO)
     warnings.showwarning = lambda message, *_, **__: note(str(message))
     try:
         # Not cli.main(), which ends the process by itself when a pipe closes.
@@ -51,7 +64,7 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return 0
     except TaskvecError as error:
-        return fail(str(error), error.exit_code)
+        return fail(" ".join([str(error), *_notes(error)]), error.exit_code)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.NoSuchOption as error:
@@ -62,8 +75,12 @@ def _run(arguments: list[str]) -> int:
         return fail(f"{error.format_message()} See `{where} --help`.", 2)
     except click.ClickException as error:
         return fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
-        return fail("interrupted; nothing was left behind.", 130)
+    except (KeyboardInterrupt, click.Abort) as error:
+        return fail("interrupted. " + (" ".join(_notes(error)) or "Nothing was left behind."), 130)
+    except SystemExit as error:  # a signal
+        for text in _notes(error):
+            note(text)
+        raise
     except BrokenPipeError:  # `taskvec ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import NotLinear, UnknownName, UsageError, nearest
-from .terminal import note, plain, print_json, progress
+from ..errors import CheckFailed, NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
+from .terminal import note, plain, print_json, progress, rate
 
 
 class _Group(click.Group):
@@ -46,6 +46,9 @@ def cli() -> None:
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing output once the new one is complete.")
+_threads = click.option(
+    "--threads", type=click.IntRange(1, 256), help="How many threads compute; the result does not depend on it."
+)
 _let = click.option(
     "--let",
     "lets",
@@ -89,8 +92,11 @@ def demo(out: Path | None, text: bool, data: Path | None, seed: int, overwrite: 
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
 @_shared
 @_overwrite
+@_threads
 @_json
-def diff(base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, as_json: bool) -> None:
+def diff(
+    base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, threads: int | None, as_json: bool
+) -> None:  # fmt: skip
     """Write the task vector FINETUNED - BASE.
 
     \b
@@ -114,7 +120,7 @@ def diff(base: Path, finetuned: Path, out: Path, shared: bool, overwrite: bool, 
     for text in notes:
         note(text)
     with progress(vector) as step:
-        vector.save(out, overwrite=overwrite, progress=step)
+        vector.save(out, overwrite=overwrite, threads=threads, progress=step)
     saved = _measured(out)
     saved |= {"base": base.name, "finetuned": finetuned.name, "notes": list(notes)}
     saved["left_out"] = sorted(set(floats(start.spec)) - set(vector.names)) if shared else []
@@ -142,10 +148,11 @@ def _measured(path: Path) -> dict[str, Any]:
 @click.option("--allow-nonfinite", is_flag=True, help="Copy untouched tensors even if they hold NaN or infinity.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, like `taskvec explain`, and do nothing.")
 @_overwrite
+@_threads
 @_json
 def edit(
     edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
-    allow_nonfinite: bool, overwrite: bool, as_json: bool,
+    allow_nonfinite: bool, overwrite: bool, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute an edited checkpoint (or task vector) and write it.
 
@@ -184,9 +191,17 @@ def edit(
         if isinstance(value, Checkpoint):
             size = None if shard_size is None else _bytes(shard_size)
             allow = "allow" if allow_nonfinite else "error"
-            value.save(out, dtype=dtype, overwrite=overwrite, shard_size=size, on_nonfinite=allow, progress=step)
+            value.save(
+                out,
+                dtype=dtype,
+                overwrite=overwrite,
+                shard_size=size,
+                on_nonfinite=allow,
+                threads=threads,
+                progress=step,
+            )
         else:
-            value.save(out, overwrite=overwrite, progress=step)
+            value.save(out, overwrite=overwrite, threads=threads, progress=step)
     facts = value.explain(dtype=dtype)
     if as_json:
         print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
@@ -198,22 +213,70 @@ def edit(
 @cli.command(short_help="Say what an edit would do, from headers only.")
 @click.argument("edit", metavar="EXPRESSION|RECIPE.yaml|PATH")
 @_let
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Where it would be written: looks at the disk too.")
+@click.option("--dtype", help="Number format of the output, for example bfloat16.")
+@click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
+@_overwrite
+@_threads
 @_json
-def explain(edit: str, lets: tuple[str, ...], as_json: bool) -> None:
-    """Say what an edit would do, from headers only: inputs, passes, bytes, memory.
+def explain(
+    edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, overwrite: bool,
+    threads: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Say what an edit would do, from headers only: inputs and how they match, passes, bytes, disk, memory, time.
 
-    \b
-    taskvec explain 'base + 0.7 * ties([cars, dtd])' --let base=clip-b32/ ...
+    All mistakes that headers can show are reported at once.
+
+    
+    taskvec explain 'base + 0.7 * ties([cars, dtd])' --let base=clip-b32/ ... -o out/
     taskvec explain cars.safetensors
     """
-    from ..weights import open_weights
+    facts = _planned(
+        edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
+    )  # fmt: skip
+    _show_explanation(facts, as_json)
 
+
+def _planned(
+    edit: str, lets: tuple[str, ...], *, out: Path | None = None, dtype: str | None = None, shard_size: str | None = None,
+    overwrite: bool = False, threads: int | None = None,
+) -> Any:  # fmt: skip
+    """What an edit would do (`Explanation`), or one error with all that is wrong with it."""
+    from ..weights import open_weights
+    from ..weights.plan import explain as explanation
+    from ..weights.plan import planned_output
+
+    mistakes: list[TaskvecError] = []
+    size = recipe = value = facts = None
+    with collecting(mistakes):
+        size = None if shard_size is None else _bytes(shard_size)
+    with collecting(mistakes):
+        if _is_weights(edit, lets):
+            value = open_weights(edit)
+        else:
+            recipe = _recipe(edit, lets)
+            dtype = dtype or recipe.dtype
+            value = recipe.build()
+    if value is None:
+        planned_output(None, mistakes, dtype=dtype, out=out, shard_size=size, overwrite=overwrite)
+    else:
+        with collecting(mistakes):
+            facts = explanation(value, dtype=dtype, out=out, shard_size=size, overwrite=overwrite, threads=threads)
+    for name in recipe.unused() if recipe else ():
+        note(f"{name} is named but not used.")
+    raise_all(mistakes)
+    return facts
+
+
+def _is_weights(edit: str, lets: tuple[str, ...]) -> bool:
+    """Whether the argument is a checkpoint or a vector by itself rather than an expression."""
     path = Path(edit)
-    is_weights = not lets and path.suffix not in (".yaml", ".yml") and (path.exists() or path.suffix == ".safetensors")
-    if is_weights:
-        return _show_explanation(open_weights(path).explain(), as_json)
-    recipe, value = _value(edit, lets)
-    return _show_explanation(value.explain(dtype=recipe.dtype), as_json)
+    if lets or path.suffix in (".yaml", ".yml"):
+        return False
+    try:
+        return path.exists() or path.suffix == ".safetensors"
+    except (OSError, ValueError):  # too long for a file name
+        return False
 
 
 def _show_explanation(facts: Any, as_json: bool) -> None:
@@ -228,8 +291,11 @@ def _show_explanation(facts: Any, as_json: bool) -> None:
 @click.option("--base", type=click.Path(path_type=Path), help="The common base, when PATHS are fine-tuned checkpoints.")
 @click.option("--by", type=click.Choice(["model", "layer", "tensor"]), default="model", show_default=True)
 @_shared
+@_threads
 @_json
-def compare(paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, as_json: bool) -> None:
+def compare(
+    paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, threads: int | None, as_json: bool
+) -> None:  # fmt: skip
     """Norms, cosines, sign agreement and share of changed entries of task vectors, in one pass.
 
     \b
@@ -266,7 +332,7 @@ def compare(paths: tuple[Path, ...], base: Path | None, by: Any, shared: bool, a
     for text in notes:
         note(text)
     with progress(*vectors) as step:
-        found = compare_vectors(vectors, base=start, by=by, progress=step)
+        found = compare_vectors(vectors, base=start, by=by, threads=threads, progress=step)
     if as_json:
         print_json("compare", found.as_dict() | {"notes": notes})
     else:
@@ -297,6 +363,37 @@ def _show_comparison(found: Any) -> None:
             figures = [f"{n:>{max(12, len(c))}.4g}" for n, c in zip(g.norms, columns, strict=False)]
             figures += [f"{g.cosine[0][1]:>12.3f}"] if len(found.names) > 1 else []
             print(f"{plain(g.name):<{label}}  {g.values:>12,}  " + "  ".join(figures))
+
+
+@cli.command(short_help="Compute an output again and compare every byte.")
+@click.argument("output", type=click.Path(path_type=Path))
+@_let
+@click.option("--sample", type=float, help="Compare only this share of the values, for example 0.05.")
+@_threads
+@_json
+def verify(output: Path, lets: tuple[str, ...], sample: float | None, threads: int | None, as_json: bool) -> None:
+    """Compute the recorded recipe of OUTPUT again, compare every byte, and check that its inputs are unchanged.
+
+    \b
+    taskvec verify out/
+    taskvec verify out/ --let base=/elsewhere/clip-b32     (inputs that have moved)
+
+    Exit code 5 if anything differs; each tensor that does is named.
+    """
+    from ..verify import verify as verify_output
+
+    with rate() as step:
+        found = verify_output(output, inputs=_lets(lets), sample=sample, threads=threads, progress=step)
+    for text in found.notes:
+        note(text)
+    if as_json:
+        print_json("verify", found.as_dict())
+        if not found.ok:
+            raise click.exceptions.Exit(CheckFailed.exit_code)
+    elif not found.ok:
+        raise CheckFailed(str(found))
+    else:
+        print(plain(str(found)))
 
 
 @cli.command(short_help="List the merging methods, or explain one.")
@@ -356,30 +453,44 @@ def report(results: Path, out: Path, title: str | None, as_json: bool) -> None:
 
 def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
     """The recipe and its lazy value, from an expression or a YAML file."""
-    from ..recipe import Recipe, check_name, load
-
-    read: dict[str, Path] = {}
-    for let in lets:
-        name, sign, path = let.partition("=")
-        if not sign or not path:
-            raise UsageError(f"--let takes NAME=PATH, got {let!r}.")
-        if check_name(name) in read:
-            raise UsageError(f"--let names {name!r} twice.")
-        read[name] = Path(path)
-    if edit.endswith((".yaml", ".yml")):
-        recipe = load(edit)
-        unknown = set(read) - set(recipe.read)
-        if unknown:
-            raise UnknownName(
-                f"--let {sorted(unknown)[0]}: {edit} has no input of that name; it has {', '.join(recipe.read)}."
-            )
-        recipe = Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256)
-    else:
-        recipe = Recipe(edit, read)
+    recipe = _recipe(edit, lets)
     value = recipe.build()
     for name in recipe.unused():
         note(f"{name} is named but not used.")
     return recipe, value
+
+
+def _recipe(edit: str, lets: tuple[str, ...]) -> Any:
+    from ..recipe import Recipe, load
+
+    read = _lets(lets)
+    if not edit.endswith((".yaml", ".yml")):
+        return Recipe(edit, read)
+    recipe = load(edit)
+    mistakes: list[TaskvecError] = [
+        UnknownName(f"--let {name}: {edit} has no input of that name; it has {', '.join(recipe.read)}.")
+        for name in sorted(set(read) - set(recipe.read))
+    ]
+    raise_all(mistakes)
+    return Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256)
+
+
+def _lets(lets: tuple[str, ...]) -> dict[str, Path]:
+    """``--let NAME=PATH``, repeated, as a table."""
+    from ..recipe import check_name
+
+    read: dict[str, Path] = {}
+    mistakes: list[TaskvecError] = []
+    for let in lets:
+        name, sign, path = let.partition("=")
+        with collecting(mistakes):
+            if not sign or not path:
+                raise UsageError(f"--let takes NAME=PATH, got {let!r}.")
+            if check_name(name) in read:
+                raise UsageError(f"--let names {name!r} twice.")
+            read[name] = Path(path)
+    raise_all(mistakes)
+    return read
 
 
 def _bytes(text: str) -> int:

@@ -30,14 +30,29 @@ def print_json(command: str, document: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def progress(*values: Any) -> Iterator[Callable[[int], None] | None]:
-    """A bar by bytes on a terminal; nothing in a pipe."""
+    """A bar by bytes, with rate and time left, on a terminal; nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None
         return
+    with _bar(sum(v.explain().bytes_to_read for v in values)) as step:
+        yield step
+
+
+@contextlib.contextmanager
+def rate() -> Iterator[Callable[[int], None] | None]:
+    """As `progress`, where the whole is not known before."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with _bar(None) as step:
+        yield step
+
+
+@contextlib.contextmanager
+def _bar(total: int | None) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    total = sum(v.explain().bytes_to_read for v in values)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)

@@ -48,6 +48,7 @@ def compare(
     *,
     base: Checkpoint | None = None,
     by: Literal["model", "layer", "tensor"] = "model",
+    threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
     r"""Norms :math:`\lVert\tau_i\rVert`, cosines, sign agreement and share of changed entries, in one pass.
@@ -56,6 +57,7 @@ def compare(
         vectors: one or more task vectors of one base.
         base: if given, its norm on the same tensors is reported too, which tells how large a step the vectors are.
         by: also report every layer, or every tensor.
+        threads: how many compute.
         progress: called with the bytes read since the last call.
     Raises:
         UsageError: no vectors.
@@ -68,7 +70,7 @@ def compare(
     signs = lift(SIGN_AGREEMENT, list(vectors[:2]), per="tensor") if len(vectors) > 1 else None
     own = lift(NORM, [weights_of(base)], per="tensor") if base is not None else None
     wanted = [s.node for s in [*dots.values(), *changed, *([signs] if signs else []), *([own] if own else [])]]
-    raw = summarise(*wanted, progress=progress, finished=False)
+    raw = summarise(*wanted, threads=threads, progress=progress, finished=False)
     names = sorted(next(iter(dots.values())).node.spec)
     size = {n: next(iter(dots.values())).node.spec[n].size for n in names}
 

@@ -99,7 +99,7 @@ def staged(target: Path, *, folder: bool, plan: str | None, overwrite: bool) -> 
                     put(work.out, target, overwrite=overwrite)
                     _sync(target.absolute().parent)
             except BaseException as error:
-                keep = work.done > 0 and (isinstance(error, OSError) or not isinstance(error, Exception))
+                keep = work.journal.exists() and (isinstance(error, OSError) or not isinstance(error, Exception))
                 if keep:
                     error.add_note(
                         f"What is finished is kept in {place}: the same command continues from there; to give up, remove it."
@@ -132,6 +132,7 @@ def sweep(target: Path) -> None:
 def _begin(target: Path, place: Path, *, folder: bool, plan: str | None) -> Staging:
     found = _journal(place, plan=plan)
     if found is not None:
+        log.info("%s: continues from what an earlier run finished.", target)
         return Staging(target, place, plan, found["done"], found["summaries"])
     for old in place.iterdir():
         if old.name != "lock":

@@ -29,7 +29,7 @@ from .names import stored_bytes
 from .output import INFO, Output, check_output, recipe_of, side_files, sources
 from .produce import producer
 from .safetensors import layout
-from .staging import Staging, log, staged, sweep
+from .staging import Staging, staged, sweep
 
 CHECKPOINT = 1_000_000_000  # bytes after which what is written is synced and noted in the journal
 
@@ -108,8 +108,6 @@ def _stream(
     for block in islice(jobs, work.done):
         if progress:
             progress(read_for(block))
-    if work.done:
-        log.info("%s: continues from what an earlier run finished.", output.path)
     produce = producer(node, output.spec, summaries, point=output.point, strict=output.strict)
     written, done, dirty = 0, work.done, set()
     with _open_files(output, work.out) as (opened, close), _recorder(output, work) as record:
