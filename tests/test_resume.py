@@ -184,3 +184,29 @@ def test_arrays_in_memory_are_not_continued(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         point.save(tmp_path / "out", progress=interrupt_after(100))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_files_left_is_not_continued_from_arrays(edited, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        edited().save(tmp_path / "out", progress=interrupt_after(passes(edited()) + 100))
+    table = {f"w{i}": np.full((30, 40), i, np.float32) for i in range(N)}
+    Checkpoint.of(table).save(tmp_path / "out")
+    assert Checkpoint.read(tmp_path / "out").array("w7").tolist() == table["w7"].tolist()
+
+
+def test_a_link_to_an_output_stays_a_link(edited, tmp_path):
+    edited().save(tmp_path / "out")
+    (tmp_path / "link").symlink_to("out")
+    edited(0.6).save(tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink() and "0.6" in (tmp_path / "out" / "taskvec.json").read_text()
+
+
+def test_an_input_that_changes_while_it_is_read(edited, tmp_path):
+    from taskvec.errors import InputError
+
+    def touch(_: int) -> None:
+        os.utime(tmp_path / "a" / "model.safetensors", ns=(1, 1))
+
+    with pytest.raises(InputError, match="changed while"):
+        edited().save(tmp_path / "out", progress=touch)
+    assert not list(tmp_path.glob(".out*")) and not (tmp_path / "out").exists()

@@ -85,6 +85,8 @@ def staged(target: Path, *, folder: bool, plan: str | None, overwrite: bool) -> 
     Raises:
         StorageError: another run writes this target, or the disk fails.
     """
+    if target.is_symlink():
+        target = target.resolve()
     place = staging_folder(target)
     made = [p for p in place.parents if not p.exists()]
     try:
@@ -130,7 +132,7 @@ def sweep(target: Path) -> None:
 
 
 def _begin(target: Path, place: Path, *, folder: bool, plan: str | None) -> Staging:
-    found = _journal(place, plan=plan)
+    found = None if plan is None else _journal(place, plan=plan)
     if found is not None:
         log.info("%s: continues from what an earlier run finished.", target)
         return Staging(target, place, plan, found["done"], found["summaries"])

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
+from ..errors import InputError
 from . import graph
 from .dtypes import TensorSpec
 from .execute import Block, blocks, bytes_per_value, in_order, summarise, whole_tensors
@@ -50,6 +51,7 @@ def write(
     sweep(output.path)
     check_output(output.path, output.node, stored_bytes(output.spec), overwrite=overwrite)
     files = [f for source in sources(output.node) for f in source.files]
+    begun = _stats(files)
     with (
         hashing(files) as hashes,
         staged(output.path, folder=not output.single, plan=_plan(output), overwrite=overwrite) as work,
@@ -59,6 +61,9 @@ def write(
             metadata["taskvec"] = json.dumps(recipe_of(output, dict.fromkeys(files, "0" * 64)))
         _stream(output, work, metadata, progress, threads)
         info = recipe_of(output, hashes())
+        changed = [f for f, a, b in zip(files, begun, _stats(files), strict=True) if a != b]
+        if changed:
+            raise InputError(f"{changed[0]} was changed while it was read. Run again when nothing writes to it.")
         if output.single:
             _rewrite_metadata(work.out, output.spec, {**metadata, "taskvec": json.dumps(info)})
         else:
@@ -76,13 +81,21 @@ def _plan(output: Output) -> str | None:
     inputs = sources(output.node)
     if not all(source.files for source in inputs):
         return None
-    stats = [f.stat() for source in inputs for f in source.files]
     layouts = [(file, [(n, str(s)) for n, s in held.items()]) for file, held in output.files.items()]
     said = [
         __version__, output.node.digest, layouts, sorted(output.metadata.items()), output.point, output.strict,
-        [(s.st_size, s.st_mtime_ns) for s in stats],
+        [(size, changed) for source in inputs for _, size, changed in _stats(source.files)],
     ]  # fmt: skip
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
+
+
+def _stats(files: Iterable[Path]) -> list[tuple[int, int, int]]:
+    """Inode, size and time of change of each file."""
+    try:
+        found = [f.stat() for f in files]
+    except OSError as error:
+        raise InputError(f"the input {error.filename} vanished: {error.strerror}.") from error
+    return [(s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
 
 
 def _stream(
