@@ -11,6 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..weights import Op
+from ..weights.entry import Words
 
 Array = Any  # NumPy array or any other of the array API standard
 PHILOX_WORDS = 4  # 64-bit words per counter value of numpy.random.Philox
@@ -108,11 +109,22 @@ def interpolate(arrays: Sequence[Array], *, t: float, dot: float, a: float, b: f
     Reference: Shoemake 1985, "Animating rotation with quaternion curves".
     """
     x, y = arrays
+    parts = _between(t=t, dot=dot, a=a, b=b)
+    return x * parts["p"] + y * parts["q"]
+
+
+def _between(*, t: float, dot: float, a: float, b: float) -> dict[str, float]:
+    """The coefficients p and q of the two tensors."""
     cosine = dot / (a * b) if a and b else 1.0
     if abs(cosine) > 0.9995:
-        return x * (1 - t) + y * t
+        return {"p": 1 - t, "q": float(t)}
     angle = math.acos(cosine)
-    return x * (math.sin((1 - t) * angle) / math.sin(angle)) + y * (math.sin(t * angle) / math.sin(angle))
+    return {"p": math.sin((1 - t) * angle) / math.sin(angle), "q": math.sin(t * angle) / math.sin(angle)}
+
+
+def _key(seed: str, name: str) -> np.ndarray:
+    """The 128-bit key of a parameter's random words."""
+    return np.frombuffer(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=16).digest(), np.uint64)
 
 
 def _random_words(seed: str, at: tuple[str, int], count: int) -> np.ndarray:
@@ -120,17 +132,60 @@ def _random_words(seed: str, at: tuple[str, int], count: int) -> np.ndarray:
 
     The counter is the position, so any cut into blocks gives the same words.
     """
-    key = hashlib.blake2b(f"{seed}\0{at[0]}".encode(), digest_size=16).digest()
     first = at[1] // 2
-    generator = np.random.Philox(key=np.frombuffer(key, np.uint64), counter=first // PHILOX_WORDS)
+    generator = np.random.Philox(key=_key(seed, at[0]), counter=first // PHILOX_WORDS)
     skip = first % PHILOX_WORDS
     return generator.random_raw(skip + count)[skip:]
 
 
-TRIM = Op("trim", trim, reference="arXiv:2306.01708, section 4")
-ELECT = Op("elect", elect, symmetric=True, reference="arXiv:2306.01708, section 4")
-DROP = Op("drop", drop, random=True, reference="arXiv:2311.03099, section 3")
+# The same on one entry, for the compiled path; operation by operation as above, so that the bits are equal.
+
+
+def _trim_entry(values: Sequence[Any], *, cut: Any) -> Any:
+    (x,) = values
+    return x * (abs(x) >= cut).where(1.0, 0.0)
+
+
+def _elect_entry(values: Sequence[Any]) -> Any:
+    votes = values[0]
+    for x in values[1:]:
+        votes = votes + x
+    total: Any = 0.0
+    count: Any = 0.0
+    for x in values:
+        agrees = (((x > 0.0) & (votes > 0.0)) | ((x < 0.0) & (votes < 0.0))).where(1.0, 0.0)
+        total = total + x * agrees
+        count = count + agrees
+    return total / (count > 0.0).where(count, 1.0)
+
+
+def _drop_entry(values: Sequence[Any], *, words: Any = None, limit: Any = None, factor: Any = None) -> Any:
+    (x,) = values
+    return x if words is None else x * (words < limit).where(factor, 0.0)
+
+
+def _drop_prepared(*, density: float, seed: str, at: tuple[str, int]) -> dict[str, Any] | None:
+    limit = round(density * 2**32)
+    if density == 1.0:
+        return {}
+    if limit == 2**32:
+        return None
+    key = [int(word) for word in _key(seed, at[0])]
+    return {
+        "words": Words((key[0], key[1]), at[1]),
+        "limit": limit,
+        "factor": float(np.float32(1) / np.float32(density)),
+    }
+
+
+def _interpolate_entry(values: Sequence[Any], *, p: Any, q: Any) -> Any:
+    return values[0] * p + values[1] * q
+
+
+TRIM = Op("trim", trim, entry=_trim_entry, reference="arXiv:2306.01708, section 4")
+ELECT = Op("elect", elect, symmetric=True, entry=_elect_entry, reference="arXiv:2306.01708, section 4")
+DROP = Op("drop", drop, random=True, entry=_drop_entry, prepare=_drop_prepared, reference="arXiv:2311.03099, section 3")
 NOISE = Op("noise", noise, random=True)
 RESCALE = Op("rescale", rescale)
-INTERPOLATE = Op("interpolate", interpolate, reference="Shoemake 1985")
+INTERPOLATE = Op("interpolate", interpolate, entry=_interpolate_entry, prepare=_between, reference="Shoemake 1985")
 STEPS = (TRIM, ELECT, DROP, NOISE, RESCALE, INTERPOLATE)

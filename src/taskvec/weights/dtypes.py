@@ -86,7 +86,8 @@ def widen(stored: np.ndarray) -> np.ndarray:
     """Stored values in working precision: float32, or float64 where the file holds float64."""
     if stored.dtype == FLOATS["BF16"]:
         # The bits of a bfloat16 are the upper half of a float32; shifting is several times faster than astype.
-        bits = stored.view(np.uint16).astype(np.uint32)
+        bits = np.empty(stored.shape, np.uint32)
+        np.copyto(bits, stored.view(np.uint16))
         np.left_shift(bits, 16, out=bits)
         return bits.view(np.float32)
     if stored.dtype in (np.float32, np.float64):
@@ -125,10 +126,15 @@ def _to_odd(values: np.ndarray) -> np.ndarray:
 
 
 def all_finite(values: np.ndarray) -> bool:
-    """True if no value is NaN or infinite. The sum decides cheaply; only a suspicious one is looked at closely."""
+    """True if no value, stored or widened, is NaN or infinite."""
     if values.size == 0:
         return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.add.reduce(values, axis=None)):
-            return True
-    return bool(np.isfinite(values).all())
+    if values.dtype == FLOATS["BF16"] or values.dtype == np.float32:
+        # As integers, the finite values below zero end at -infinity's bits, the others at infinity's.
+        width, infinity = (16, 0x7F80) if values.dtype.itemsize == 2 else (32, 0x7F800000)
+        bits = values.reshape(-1)
+        return bool(
+            bits.view(f"i{width // 8}").max() < infinity
+            and bits.view(f"u{width // 8}").max() < infinity | 1 << (width - 1)
+        )
+    return bool(np.isfinite(widen(values)).all())

@@ -85,10 +85,10 @@ def _compute(node: Node, block: Block, summaries: Values, cache: dict[tuple[str,
         return evaluate(node.inputs[0], old, summaries, cache)
     if node.op in (RESTRICT, REBASE):
         return evaluate(node.inputs[0], block, summaries, cache)
-    arrays = [evaluate(n, block, summaries, cache) for n in _ordered(node, block.name)]
+    arrays = [evaluate(n, block, summaries, cache) for n in ordered(node, block.name)]
     if node.op not in ABSENT_IS_NONE:
         arrays = [np.zeros(block.stop - block.start, np.float32) if a is None else a for a in arrays]
-    params = {k: _resolve(v, block.name, summaries) for k, v in _params(node, block.name).items()}
+    params = {k: resolve(v, block.name, summaries) for k, v in params_of(node, block.name).items()}
     if node.op.random:
         params["at"] = (block.name, block.start)
     if node.op.works_on == "tensor":
@@ -100,8 +100,9 @@ def _compute(node: Node, block: Block, summaries: Values, cache: dict[tuple[str,
 def _read(node: Node, block: Block) -> np.ndarray:
     source = node.source
     assert source is not None
-    values = widen(source.read(block.name, block.start, block.stop))
-    if node.spec[block.name].is_float and not all_finite(values):
+    stored = source.read(block.name, block.start, block.stop)
+    values = widen(stored)
+    if node.spec[block.name].is_float and not all_finite(stored):
         bad = np.flatnonzero(~np.isfinite(values))
         raise NonFinite(
             f"{source.label}: tensor {block.name!r} holds {len(bad)} non-finite values in entries {block.start:,} to "
@@ -124,18 +125,18 @@ def _order(node: Node, name: str) -> list[int]:
     return index
 
 
-def _ordered(node: Node, name: str) -> list[Node]:
+def ordered(node: Node, name: str) -> list[Node]:
     return [node.inputs[i] for i in _order(node, name)]
 
 
-def _params(node: Node, name: str) -> Mapping[str, Any]:
+def params_of(node: Node, name: str) -> Mapping[str, Any]:
     if node.op is COMBINE:
         c = node.params["coefficients"]
         return {"coefficients": tuple(c[i] for i in _order(node, name))}
     return node.params
 
 
-def _resolve(value: Any, name: str, summaries: Values) -> Any:
+def resolve(value: Any, name: str, summaries: Values) -> Any:
     if not isinstance(value, Node):
         return value
     known = summaries[value.key]
@@ -161,6 +162,8 @@ def summarise(
     *roots: Node, threads: int | None = None, progress: Progress | None = None, finished: bool = True
 ) -> dict[str, Any]:
     """Run all passes the roots need; returns summary key -> value (for the roots, the bare sum if not `finished`)."""
+    from .fused import Fused, wanted  # which sees this module
+
     values: dict[str, Any] = {}
     bare = set() if finished else {r.key for r in roots}
     for group in levels(*roots):
@@ -170,8 +173,12 @@ def summarise(
         spec = {name: s for node in group for i in node.inputs for name, s in i.spec.items()}
         cost = bytes_per_value(group)
         carrier = Node(group[0].op, (), spec)
+        fast = Fused(group) if wanted(sum(cost.get(n, 0) * s.size for n, s in spec.items())) else None
 
-        def partials(block: Block, group: list[Node] = group) -> dict[str, Any]:
+        def partials(block: Block, group: list[Node] = group, fast: Fused | None = fast) -> dict[str, Any]:
+            quick = fast.run(block, values) if fast else None
+            if quick is not None:
+                return quick
             cache: dict[tuple[str, str], Any] = {}
             used = [n for n in group if any(block.name in i.spec for i in n.inputs)]
             with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result checks it
@@ -187,6 +194,8 @@ def summarise(
                 slot[name] = slot[name] + value if name in slot else value
             if progress:
                 progress((block.stop - block.start) * cost.get(block.name, 0))
+        for key, counts in fast.histograms().items() if fast else ():
+            totals[key][""] = totals[key][""] + counts if "" in totals[key] else counts
         for node in group:
             finish = (node.key not in bare and node.op.finish) or (lambda total, **_: total)
             if node.per == "tensor":
@@ -202,7 +211,7 @@ def summarise(
 
 
 def _named(node: Node, name: str, values: Values) -> dict[str, Any]:
-    return {k: _resolve(v, name, values) for k, v in node.params.items()}
+    return {k: resolve(v, name, values) for k, v in node.params.items()}
 
 
 def bytes_per_value(roots: Iterable[Node]) -> dict[str, int]:

@@ -36,6 +36,8 @@ class Op:
         random: `fn` also receives ``at=(name, start)`` and must draw from a generator keyed by seed, name and position.
         symmetric: the order of the inputs means nothing; the executor fixes one, so that permutations give equal bits.
         finish: for a summary, ``(sum of the partials, **params) -> value``.
+        entry: the same on one entry, for the compiled path (see entry.py); a summary's gives its reductions.
+        prepare: ``(**params) -> parameters of entry``, numbers and random words; None where entry does not apply.
         reference: the source of the formula.
     """
 
@@ -46,6 +48,8 @@ class Op:
     random: bool = False
     symmetric: bool = False
     finish: Callable[..., Any] | None = None
+    entry: Callable[..., Any] | None = None
+    prepare: Callable[..., Mapping[str, Any] | None] | None = None
     reference: str = ""
 
 
@@ -196,6 +200,14 @@ def _combine(arrays: list[np.ndarray | None], *, coefficients: tuple[float, ...]
     return total
 
 
+def _combine_entry(values: list[Any], *, coefficients: tuple[Any, ...]) -> Any:
+    total: Any = None
+    for value, c in zip(values, coefficients, strict=True):
+        if value is not None:
+            total = value * c if total is None else total + value * c
+    return total
+
+
 def _move(arrays: list[np.ndarray | None]) -> np.ndarray | None:
     origin, delta = arrays
     if origin is None or delta is None:
@@ -213,9 +225,9 @@ REBASE = Op("rebase", _structural)  # the same values, declared to be a displace
 RENAME = Op(
     "shared", _structural
 )  # the same values under the names of inputs[1]; params["old"] maps those to inputs[0]'s
-DIFFERENCE = Op("difference", _difference, "vector")
-COMBINE = Op("combine", _combine, "vector")
-MOVE = Op("move", _move, "point")
+DIFFERENCE = Op("difference", _difference, "vector", entry=lambda values: values[0] - values[1])
+COMBINE = Op("combine", _combine, "vector", entry=_combine_entry)
+MOVE = Op("move", _move, "point", entry=lambda values: values[0] + values[1])
 
 
 def read(source: Source) -> Node:

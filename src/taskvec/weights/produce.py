@@ -8,8 +8,9 @@ import numpy as np
 
 from ..errors import InputError, NonFinite
 from . import graph
-from .dtypes import TensorSpec, all_finite, narrow, widen
-from .execute import Block, Values, evaluate
+from .dtypes import DTYPES, TensorSpec, all_finite, narrow, widen
+from .execute import Block, Values, bytes_per_value, evaluate
+from .fused import Fused, wanted
 from .graph import Node
 
 
@@ -28,19 +29,26 @@ def producer(
         NonFinite: the block, or an input of it, holds NaN or infinity.  InputError: a negative variance.
     """
 
+    # Formats that no loop stores are left in float32 and rounded here.
+    formats = {n: s.dtype if s.dtype in ("BF16", "F32") else "F32" for n, s in spec.items() if s.is_float}
+    cost = bytes_per_value([node])
+    fast = Fused([node], formats) if wanted(sum(cost.get(n, 0) * s.size for n, s in spec.items())) else None
+
     def produce(block: Block) -> np.ndarray:
         stored = spec[block.name]
         leaf = graph.untouched(node, block.name)
         if leaf is not None and stored.dtype == node.spec[block.name].dtype:
             out = leaf[0].read(leaf[1], block.start, block.stop)
             if stored.is_float and strict:
-                _check(widen(out), block, leaf[0].label)
+                _check(out, block, leaf[0].label)
             return out
-        values = evaluate(node, block, summaries)
-        if values is None:
-            values = np.zeros(block.stop - block.start, np.float32)
-        out = narrow(values, stored.dtype)
-        _check(widen(out), block, "the result", stored.dtype)
+        out = fast.run(block, summaries) if fast else None
+        if out is None or out.dtype != DTYPES[stored.dtype]:
+            values = out if out is not None else evaluate(node, block, summaries)
+            if values is None:
+                values = np.zeros(block.stop - block.start, np.float32)
+            out = narrow(values, stored.dtype)
+            _check(out, block, "the result", stored.dtype)
         if point and block.name.endswith("running_var") and (widen(out) < 0).any():
             raise InputError(
                 f"the result's variance {block.name!r} (batch normalisation) is negative, and such a model computes "
