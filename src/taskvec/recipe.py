@@ -61,7 +61,10 @@ class Recipe:
         for name, expected in self.sha256.items():
             with collecting(mistakes):
                 _check_hash(name, self.read[name], expected)
-        value = _parse(self.output, _Names(self.read, self.define, mistakes), mistakes)
+        names = _Names(self.read, self.define, mistakes)
+        value = _parse(self.output, names, mistakes)
+        for name in self.read if mistakes else ():  # a mistyped name may hide one that the next run would trip over
+            names.get(name)
         raise_all(mistakes)
         assert not isinstance(value, _Broken)
         return value

@@ -7,7 +7,8 @@ from .algebra import Checkpoint, TaskVector, lift, named, open_weights
 from .compare import Comparison, compare, kinship_notes, relative_distance
 from .dtypes import TensorSpec
 from .graph import Op
-from .text import Explanation, explain
+from .plan import explain
+from .text import Explanation
 
 __all__ = [
     "Checkpoint",

@@ -25,7 +25,7 @@ from .execute import Block, evaluate, summarise
 from .graph import Node, Op
 from .lineage import Base, lineage, meet, root
 from .names import NameMatch, floats, match_names, same_names
-from .source import MemorySource, open_source
+from .source import MemorySource, Source, open_source
 from .summaries import DOT, NORM
 
 LONGEST_LABEL = 200  # characters; labels are for messages
@@ -50,7 +50,7 @@ class _Tensors:
 
     def explain(self, *, dtype: str | None = None) -> Any:
         """What computing and saving this (in `dtype`, if given) would do: sources, passes, bytes, memory; from headers only."""
-        from .text import explain
+        from .plan import explain
 
         return explain(self, dtype=dtype)  # type: ignore[arg-type]
 
@@ -93,7 +93,7 @@ class Checkpoint(_Tensors):
             raise NotLinear(
                 f"{path} holds a task vector, not a checkpoint. Open it with TaskVector.read, or add it to its base."
             )
-        return cls(graph.read(source), source.label)
+        return _point(source)
 
     @classmethod
     def of(cls, weights: Any, *, label: str = "memory", copy: bool = True) -> Checkpoint:
@@ -261,10 +261,7 @@ class TaskVector(_Tensors):
     @classmethod
     def read(cls, path: str | Path, *, label: str | None = None) -> TaskVector:
         """Open a task vector file written by `save` (or any safetensors file of differences). Reads headers only."""
-        source = open_source(path, label)
-        meta = source.metadata
-        base = Base(meta.get("taskvec.base_label", "an unknown base"), recorded=meta.get(BASE_KEY))
-        return cls(graph.read(source), base, source.label, meta.get(PARTIAL_KEY) == "true")
+        return _vector(open_source(path, label))
 
     def __add__(self, other: TaskVector) -> Any:
         if isinstance(other, int) and other == 0:  # the start of sum([...])
@@ -379,7 +376,17 @@ class Summary:
 def open_weights(path: str | Path, *, label: str | None = None) -> Checkpoint | TaskVector:
     """A checkpoint or a task vector, whichever the file's metadata says; reads headers only."""
     source = open_source(path, label)
-    return (TaskVector if source.metadata.get(VECTOR_KIND) == "vector" else Checkpoint).read(path, label=label)
+    return _vector(source) if source.metadata.get(VECTOR_KIND) == "vector" else _point(source)
+
+
+def _point(source: Source) -> Checkpoint:
+    return Checkpoint(graph.read(source), source.label)
+
+
+def _vector(source: Source) -> TaskVector:
+    meta = source.metadata
+    base = Base(meta.get("taskvec.base_label", "an unknown base"), recorded=meta.get(BASE_KEY))
+    return TaskVector(graph.read(source), base, source.label, meta.get(PARTIAL_KEY) == "true")
 
 
 def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor"] = "model", **params: Any) -> Any:

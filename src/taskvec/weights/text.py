@@ -1,4 +1,4 @@
-"""From graph to text: the expression as a user would write it, and an account of what computing it takes."""
+"""To text: a graph as the expression a user would write, and an account (see `plan`) of what computing it takes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,12 @@ import glob
 import keyword
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..errors import some
 from . import graph
-from .dtypes import DTYPES, TensorSpec, parse_dtype
-from .execute import BLOCK, default_threads, levels, whole_tensors
-from .graph import Node, reads, walk
-from .names import stored_bytes
-
-if TYPE_CHECKING:
-    from .algebra import Checkpoint, TaskVector
-
-INTERPRETER_BYTES = 40_000_000  # Python and NumPy before any tensor is read
+from .graph import Node, walk
 
 
 def number(c: float) -> str:
@@ -109,6 +101,54 @@ class SourceFacts:
 
 
 @dataclass(frozen=True)
+class Match:
+    """How the tensors of one input correspond to those of the checkpoint that the edit begins with."""
+
+    name: str
+    against: str
+    same: int  # of equal name and shape
+    renamed: int  # of these, under another name in the file
+    only_here: tuple[str, ...]
+    only_there: tuple[str, ...]
+    other_shape: tuple[str, ...]
+    other_format: int
+
+    def __str__(self) -> str:
+        all_of = not (self.only_there or self.other_shape)
+        text = f"{self.name}: {'all' if all_of else f'{self.same} of the'} {self.same + len(self.only_there) + len(self.other_shape)}"
+        text += f" tensors of {self.against}" + (f", {self.renamed} under other names" if self.renamed else "")
+        for what, names in (
+            (f"only in {self.against}", self.only_there),
+            (f"only in {self.name}", self.only_here),
+            ("of another shape", self.other_shape),
+        ):
+            if names:
+                text += f"; {len(names)} {what} ({some(names)})"
+        if self.other_format:
+            text += (
+                f"; {self.other_format} in another number format, which is fine (all are computed in float32 or wider)"
+            )
+        return text
+
+
+@dataclass(frozen=True)
+class OutputFacts:
+    """Where the result would go: its files with their tensors and bytes, and what the disk there has free."""
+
+    path: str
+    files: Mapping[str, int]  # file -> bytes of tensors
+    bytes_needed: int
+    bytes_free: int | None  # None if no place was named
+
+    def __str__(self) -> str:
+        text = self.path
+        if len(self.files) > 1:
+            text += f": {len(self.files)} shards of up to {size_text(max(self.files.values()))}"
+        free = "" if self.bytes_free is None else f", {size_text(self.bytes_free)} free on that disk"
+        return f"{text}; {size_text(self.bytes_needed)} needed{free}"
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What computing and saving an expression would do, known before any tensor is read."""
 
@@ -123,6 +163,13 @@ class Explanation:
     bytes_to_write: int
     peak_memory: int
     notes: tuple[str, ...] = ()
+    unchanged_names: tuple[str, ...] = ()
+    conversions: Mapping[str, int] = field(default_factory=dict)  # "F32 -> BF16" -> tensors
+    matches: tuple[Match, ...] = ()
+    output: OutputFacts | None = None
+    threads: int = 1
+    seconds: float = 0.0  # an estimate, with the inputs in memory and their hashes known
+    seconds_first: float = 0.0  # an estimate, the first time and from a disk that reads 1 GB/s
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -131,16 +178,28 @@ class Explanation:
         lines = [f"{self.gives}: {self.expression}"]
         if self.expansion != self.expression:
             lines.append(f"  as steps: {self.expansion}")
-        lines.append(f"  {self.tensors} tensors, {self.unchanged} of them copied unchanged")
+        text = f"  {self.tensors} tensors, {self.unchanged} of them copied unchanged"
+        if 0 < self.unchanged < self.tensors:
+            text += f" ({some(self.unchanged_names)})"
+        lines.append(text)
+        lines.extend(f"  {n} change their number format: {said}" for said, n in self.conversions.items())
         lines.append("inputs")
         for s in self.sources:
-            kinds = ", ".join(f"{n} {k}" for k, n in s.formats.items())
-            lines.append(
-                f"  {s.name}: {', '.join(s.files) or 'in memory'}; {kinds}; {s.values:,} values, {size_text(s.bytes)}"
-            )
+            kinds = ", ".join(f"{n} {k}" for k, n in s.formats.items()) or "no tensor"
+            files = ", ".join(s.files) if len(s.files) <= 3 else f"{len(s.files)} files"
+            lines.append(f"  {s.name}: {files or 'in memory'}; {kinds}; {s.values:,} values, {size_text(s.bytes)}")
+        if self.matches:
+            lines.append("matching")
+            lines.extend(f"  {m}" for m in self.matches)
+        if self.output is not None:
+            lines.append(f"output\n  {self.output}")
         lines.append(
             f"work\n  {self.passes} pass{'es' if self.passes > 1 else ''}, {size_text(self.bytes_to_read)} to read, "
             f"{size_text(self.bytes_to_write)} to write, about {size_text(self.peak_memory)} of memory"
+        )
+        lines.append(
+            f"  roughly {time_text(self.seconds)} with the inputs in memory, {time_text(self.seconds_first)} the first time "
+            f"from a disk that reads 1 GB/s ({self.threads} thread{'s' if self.threads > 1 else ''})"
         )
         lines.extend(f"note\n  {n}" for n in self.notes)
         return "\n".join(lines)
@@ -156,68 +215,8 @@ def size_text(n: int) -> str:
     return f"{amount:.0f} {unit}" if unit == "bytes" or amount >= 100 else f"{amount:.1f} {unit}"
 
 
-def explain(value: Checkpoint | TaskVector, *, dtype: str | None = None) -> Explanation:
-    """Describe the work behind a checkpoint or task vector, saved in `dtype` if given; reads headers only."""
-    from .algebra import Checkpoint
-
-    node = value.node
-    point = isinstance(value, Checkpoint)
-    target = parse_dtype(dtype) if dtype else None
-
-    def kept(s: TensorSpec) -> bool:
-        return target is None or not s.is_float or s.dtype == target
-
-    names = source_names(node)
-    facts = []
-    for n in walk(node):
-        if n.op is graph.READ:
-            assert n.source is not None
-            formats: dict[str, int] = {}
-            for s in n.spec.values():
-                formats[s.dtype] = formats.get(s.dtype, 0) + 1
-            facts.append(
-                SourceFacts(
-                    names[n.key], n.source.label, tuple(f.name for f in n.source.files), len(n.spec),
-                    sum(s.size for s in n.spec.values()), stored_bytes(n.spec), formats,
-                )
-            )  # fmt: skip
-    groups = levels(node)
-    to_read = sum(
-        stored_bytes({name: s for name, s in r.spec.items() if any(name in i.spec for g in group for i in g.inputs)})
-        for group in groups
-        for r in {r.key: r for g in group for r in reads(g)}.values()
-    )
-    final = {r.key: r for r in reads(node)}.values()
-    to_read += sum(stored_bytes(_used(r, node)) for r in final)
-    largest = max((s.size for s in node.spec.values()), default=0)
-    block = largest if whole_tensors(node) else min(BLOCK, largest)
-    peak = INTERPRETER_BYTES + 2 * default_threads() * block * 4 * (len(list(walk(node))) + 1)
-    notes = [
-        f"{len(n.source.tied)} tied in {n.source.label}, kept once: "
-        + some(f"{a} = {b}" for a, b in n.source.tied.items())
-        for n in walk(node)
-        if n.source is not None and n.source.tied
-    ]
-    return Explanation(
-        expression(node, names),
-        expression(node, names, expand=True),
-        "checkpoint" if point else "task vector",
-        len(node.spec),
-        sum(graph.untouched(node, n) is not None and kept(s) for n, s in node.spec.items()) if point else 0,
-        tuple(facts),
-        len(groups) + 1,
-        to_read,
-        stored_bytes(node.spec, target) if point else 4 * sum(s.size for s in node.spec.values()),
-        peak,
-        tuple(notes),
-    )
-
-
-def _used(read_node: Node, root: Node) -> dict[str, Any]:
-    """The tensors of a file that computing `root` touches; renamed ones are counted under either name."""
-    old: dict[str, str] = {}
-    for n in walk(root):
-        if n.op is graph.RENAME:
-            old.update(n.params["old"])
-    wanted = set(root.spec) | {old[n] for n in root.spec if n in old}
-    return {name: s for name, s in read_node.spec.items() if name in wanted and s.dtype in DTYPES}
+def time_text(seconds: float) -> str:
+    """Seconds for people, to the precision of an estimate: 0.8 s, 12 s, 5 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,265 @@
+"""What computing and saving an expression takes, from headers alone: passes, bytes, memory, time, disk, and mistakes.
+
+Time and memory are estimates. Their constants were measured on two cores of an x86 server (AVX2, 2.5 GHz, 2026) on
+Llama-shaped bfloat16 checkpoints of 265 MB in the page cache, by fitting the CPU time of whole `taskvec edit` runs (task
+arithmetic of three, TIES of three, DARE of three, slerp of two); other machines differ, by a factor of two easily.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import TaskvecError, UsageError, collecting, raise_all, some
+from . import graph
+from .dtypes import TensorSpec, parse_dtype
+from .execute import BLOCK, default_threads, levels, whole_tensors
+from .graph import Node, walk
+from .lineage import root
+from .names import stored_bytes
+from .text import Explanation, Match, OutputFacts, SourceFacts, expression, source_names
+
+if TYPE_CHECKING:
+    from .algebra import Checkpoint, TaskVector
+    from .output import Output
+
+INTERPRETER_BYTES = 40_000_000  # Python and NumPy before any tensor is read
+START_SECONDS = 0.25  # interpreter, imports, headers, renaming the output into place
+# Nanoseconds of one core for one value.
+READ_NS, READ_BYTE_NS = 0.6, 0.15  # to float32 and checked for NaN; copied from the page cache
+WRITE_NS, WRITE_BYTE_NS = 1.0, 0.4  # rounded and checked; copied to the page cache
+TERM_NS = 0.5  # one operand of + - *
+STEP_NS, RANDOM_NS, SUMMARY_NS = 1.5, 3.5, 3.0  # one operand of a step, of a step that draws, of a sum or a histogram
+HASH_BYTES = 1.5e9  # sha256 a second, on a thread of its own
+DISK_BYTES = 1e9  # a second, for the figure "from a disk that reads 1 GB/s"
+
+
+def explain(
+    value: Checkpoint | TaskVector, *, dtype: str | None = None, out: str | Path | None = None,
+    shard_size: int | None = None, overwrite: bool = False, threads: int | None = None,
+) -> Explanation:  # fmt: skip
+    """Describe the work behind a checkpoint or task vector, and what saving it would do; reads headers only.
+
+    Args:
+        value: what would be computed.
+        dtype: number format of the output's floating-point tensors, else each keeps its origin's.
+        out: where it would be saved; then the files, the disk, and what stands in the way are looked at too.
+        shard_size: bytes of a file of an output folder.
+        overwrite: whether an existing output may be replaced.
+        threads: how many would compute.
+    Raises:
+        UsageError, StorageError: the output cannot be as asked; all reasons in one error.
+    """
+    from .algebra import Checkpoint
+
+    mistakes: list[TaskvecError] = []
+    output = planned_output(
+        value, mistakes, dtype=dtype, out=out, shard_size=shard_size, overwrite=overwrite
+    )  # fmt: skip
+    raise_all(mistakes)
+    assert output is not None
+    node = value.node
+    stored = output.spec
+    names = source_names(node)
+    sources = {n.key: n for n in walk(node) if n.op is graph.READ}
+    unchanged: list[str] = []
+    if isinstance(value, Checkpoint):
+        unchanged = [
+            n for n, s in node.spec.items() if stored[n].dtype == s.dtype and graph.untouched(node, n) is not None
+        ]
+    conversions: dict[str, int] = {}
+    for name, s in node.spec.items():
+        if stored[name].dtype != s.dtype and isinstance(value, Checkpoint):
+            said = f"{s.dtype} -> {stored[name].dtype}"
+            conversions[said] = conversions.get(said, 0) + 1
+    groups = levels(node)
+    to_write = stored_bytes(stored)
+    passes = [_pass(group) for group in [*groups, [node]]]
+    threads = threads or default_threads()
+    busy = sum(p.nanoseconds for p in passes) + _values(stored) * WRITE_NS + to_write * WRITE_BYTE_NS
+    seconds = START_SECONDS + busy / 1e9 / threads
+    held = sum(_bytes(n.spec) for n in sources.values() if n.source is not None and n.source.files)
+    first = seconds + held / HASH_BYTES / threads + held / DISK_BYTES
+    return Explanation(
+        expression=expression(node, names),
+        expansion=expression(node, names, expand=True),
+        gives="checkpoint" if isinstance(value, Checkpoint) else "task vector",
+        tensors=len(node.spec),
+        unchanged=len(unchanged),
+        sources=tuple(_facts(n, names[n.key]) for n in sources.values()),
+        passes=len(passes),
+        bytes_to_read=sum(p.read for p in passes),
+        bytes_to_write=to_write,
+        peak_memory=_peak_memory(node, threads),
+        notes=tuple(_notes(sources.values())),
+        unchanged_names=tuple(unchanged),
+        conversions=conversions,
+        matches=tuple(_matches(value, sources, names)),
+        output=_output_facts(output, known=out is not None) if out is not None or shard_size else None,
+        threads=threads,
+        seconds=round(seconds, 2),
+        seconds_first=round(first, 2),
+    )
+
+
+def planned_output(
+    value: Checkpoint | TaskVector | None, mistakes: list[TaskvecError], *, dtype: str | None = None,
+    out: str | Path | None = None, shard_size: int | None = None, overwrite: bool = False,
+) -> Output | None:  # fmt: skip
+    """The output that saving would write; what is wrong with its format or its place goes to the list of mistakes.
+
+    Without a value (because the expression is wrong) the format and the place are still looked at.
+    """
+    from .algebra import Checkpoint
+    from .output import check_output, checkpoint_output, vector_output
+
+    path = Path(out) if out is not None else Path("out" if shard_size else "out.safetensors")
+    output = None
+    with collecting(mistakes):
+        if isinstance(value, Checkpoint):
+            output = checkpoint_output(value, path, dtype=dtype, shard_size=shard_size)
+        elif value is not None and (dtype or shard_size):
+            raise UsageError(
+                "the result is a task vector, which is one float32 file: --dtype and --shard-size are for checkpoints."
+            )
+        elif value is not None:
+            output = vector_output(value, path)
+        elif dtype:
+            parse_dtype(dtype)
+    if out is not None:
+        node = value.node if value is not None else graph.combine([], {})
+        need = stored_bytes(output.spec if output is not None else node.spec)
+        with collecting(mistakes):
+            check_output(path, node, need, overwrite=overwrite)
+    return output
+
+
+def _output_facts(output: Output, *, known: bool) -> OutputFacts:
+    """`known`: the place was named, so that its disk can be looked at."""
+    parent = output.path.absolute().parent
+    existing = next(p for p in (parent, *parent.parents) if p.exists())
+    files = {file or output.path.name: stored_bytes(held) for file, held in output.files.items()}
+    free = shutil.disk_usage(existing).free if known else None
+    return OutputFacts(str(output.path) if known else "a folder", files, sum(files.values()), free)
+
+
+def _facts(node: Node, name: str) -> SourceFacts:
+    assert node.source is not None
+    formats: dict[str, int] = {}
+    for s in node.spec.values():
+        formats[s.dtype] = formats.get(s.dtype, 0) + 1
+    files = tuple(f.name for f in node.source.files)
+    return SourceFacts(
+        name, node.source.label, files, len(node.spec), _values(node.spec), stored_bytes(node.spec), formats
+    )
+
+
+def _notes(sources: Iterable[Node]) -> Iterable[str]:
+    for n in sources:
+        if n.source is not None and n.source.tied:
+            said = some(f"{a} = {b}" for a, b in n.source.tied.items())
+            yield f"{len(n.source.tied)} tied in {n.source.label}, kept once: {said}"
+
+
+def _matches(value: Any, sources: Mapping[str, Node], names: Mapping[str, str]) -> Iterable[Match]:
+    """Every other input against the checkpoint that the edit begins with."""
+    origin = root(value.node)
+    base = getattr(value, "base", None)
+    if base is not None and base.node is not None:
+        origin = root(base.node)
+    if origin.key not in sources:
+        return
+    there = origin.spec
+    renames = {root(n.inputs[0]).key: n.params["old"] for n in walk(value.node) if n.op is graph.RENAME}
+    for key, source in sources.items():
+        if key == origin.key:
+            continue
+        old = renames.get(key, {})
+        taken = set(old.values())
+        here = {n: source.spec[m] for n, m in old.items()} | {n: s for n, s in source.spec.items() if n not in taken}
+        both = [n for n in here if n in there]
+        shapes = tuple(n for n in both if here[n].shape != there[n].shape)
+        yield Match(
+            name=names[key],
+            against=names[origin.key],
+            same=len(both) - len(shapes),
+            renamed=sum(n != m for n, m in old.items()),
+            only_here=tuple(n for n in here if n not in there),
+            only_there=tuple(n for n in there if n not in here),
+            other_shape=shapes,
+            other_format=sum(here[n].dtype != there[n].dtype for n in both),
+        )
+
+
+def _values(spec: Mapping[str, TensorSpec]) -> int:
+    return sum(s.size for s in spec.values())
+
+
+def _bytes(spec: Mapping[str, TensorSpec]) -> int:
+    return sum(s.nbytes for s in spec.values())
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One reading of the files: the nodes wanted, each file read with the bytes touched, and one core's nanoseconds."""
+
+    read: int
+    nanoseconds: float
+
+
+def _pass(group: list[Node]) -> _Pass:
+    """What `evaluate` visits for a group of nodes, each node once."""
+    wanted: set[str] = set()
+    for node in group:
+        wanted.update(*(i.spec for i in node.inputs)) if node.op.gives == "summary" else wanted.update(node.spec)
+    old: set[str] = set()
+    counted: dict[int, int] = {}  # by identity: most nodes share their table of tensors with others
+    seen: set[str] = set()
+    total, read = 0.0, 0
+
+    def values(spec: Mapping[str, TensorSpec]) -> int:
+        if id(spec) not in counted:
+            counted[id(spec)] = sum(s.size for n, s in spec.items() if n in wanted or n in old)
+        return counted[id(spec)]
+
+    def visit(n: Node) -> None:
+        nonlocal total, read
+        n = n.expansion or n
+        if n.key in seen:
+            return
+        seen.add(n.key)
+        if n.op is graph.RENAME:  # counted under either name
+            old.update(o for new, o in n.params["old"].items() if new in wanted)
+        if n.op is graph.READ:
+            used = sum(s.nbytes for name, s in n.spec.items() if name in wanted or name in old)
+            read += used
+            total += values(n.spec) * READ_NS + used * READ_BYTE_NS
+        elif n.op in (graph.RESTRICT, graph.RENAME, graph.REBASE):
+            visit(n.inputs[0])
+        else:
+            for m in n.inputs:
+                visit(m)
+            total += sum(values(m.spec) for m in n.inputs) * _cost(n)
+
+    for node in group:
+        visit(node)
+    return _Pass(read, total)
+
+
+def _cost(node: Node) -> float:
+    if node.op.gives == "summary":
+        return SUMMARY_NS
+    if node.op.random:
+        return RANDOM_NS
+    return TERM_NS if node.op in (graph.DIFFERENCE, graph.COMBINE, graph.MOVE) else STEP_NS
+
+
+def _peak_memory(node: Node, threads: int) -> int:
+    """The interpreter, and for each thread the blocks that one evaluation holds at a time."""
+    largest = max((s.size for s in node.spec.values()), default=0)
+    block = largest if whole_tensors(node) else min(BLOCK, largest)
+    width = max(s.dtype == "F64" for s in node.spec.values()) if node.spec else False
+    return INTERPRETER_BYTES + threads * block * (8 if width else 4) * (len(list(walk(node))) + 1)
