@@ -52,6 +52,19 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which walks a big table again and again while it grows: a third of the time."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+@_uncollected()
 def parse_header(head: bytes, size: int, label: str) -> Header:
     """Check a header against the file it heads; `head` is the JSON text, `size` the file's length in bytes.
 
@@ -68,8 +81,7 @@ def parse_header(head: bytes, size: int, label: str) -> Header:
         return NotACheckpoint(f"{label} is not a sound safetensors file; it has {len(faults)} faults:{listed}")
 
     try:
-        with _uncollected():
-            table = json.loads(head.decode("utf-8"), object_pairs_hook=unique)
+        table = json.loads(head.decode("utf-8"), object_pairs_hook=unique)
     except NotACheckpoint as error:
         raise bad(f"the header {error}") from None
     except (ValueError, RecursionError) as error:
@@ -104,18 +116,6 @@ def parse_header(head: bytes, size: int, label: str) -> Header:
     if faults:
         raise bad(*faults)
     return Header(spec, {name: start + begin for begin, _, name in extent}, metadata)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which walks a big table again and again while it grows: half of the parser's time."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def _is_text(text: str) -> bool:
