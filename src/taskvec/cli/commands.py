@@ -170,6 +170,11 @@ def edit(
     from ..weights import Checkpoint, kinship_notes
     from ..weights.dtypes import parse_dtype
 
+    if dry_run:
+        facts = _planned(
+            edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
+        )  # fmt: skip
+        return _show_explanation(facts, as_json)
     recipe, value = _value(edit, lets)
     dtype = dtype or recipe.dtype
     if dtype:
@@ -178,8 +183,6 @@ def edit(
         raise UsageError(
             "the result is a task vector, which is one float32 file: --dtype and --shard-size are for checkpoints."
         )
-    if dry_run:
-        return _show_explanation(value.explain(dtype=dtype), as_json)
     if isinstance(value, Checkpoint) and value.partial:
         note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
     if out is None:
@@ -227,7 +230,7 @@ def explain(
 
     All mistakes that headers can show are reported at once.
 
-    
+    \b
     taskvec explain 'base + 0.7 * ties([cars, dtd])' --let base=clip-b32/ ... -o out/
     taskvec explain cars.safetensors
     """
