@@ -1,22 +1,17 @@
-"""What computing and saving an expression takes, from headers alone: passes, bytes, memory, time, disk, and mistakes.
-
-Time and memory are estimates. Their constants were measured on two cores of an x86 server (AVX2, 2.5 GHz, 2026) on
-Llama-shaped bfloat16 checkpoints of 265 MB in the page cache, by fitting the CPU time of whole `taskvec edit` runs (task
-arithmetic of three, TIES of three, DARE of three, slerp of two); other machines differ, by a factor of two easily.
-"""
+"""What computing and saving an expression takes, from headers alone: passes, bytes, memory, time, disk, and mistakes."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskvecError, UsageError, collecting, raise_all, some
 from . import graph
+from .costs import COMPILE_SECONDS, DISK_BYTES, FUSED, HASH_BYTES, NUMPY, START_SECONDS, one_pass, peak_memory
 from .dtypes import TensorSpec, parse_dtype
-from .execute import BLOCK, default_threads, levels, whole_tensors
+from .execute import default_threads, levels
 from .graph import Node, walk
 from .lineage import root
 from .names import stored_bytes
@@ -25,16 +20,6 @@ from .text import Explanation, Match, OutputFacts, SourceFacts, expression, sour
 if TYPE_CHECKING:
     from .algebra import Checkpoint, TaskVector
     from .output import Output
-
-INTERPRETER_BYTES = 40_000_000  # Python and NumPy before any tensor is read
-START_SECONDS = 0.25  # interpreter, imports, headers, renaming the output into place
-# Nanoseconds of one core for one value.
-READ_NS, READ_BYTE_NS = 0.6, 0.15  # to float32 and checked for NaN; copied from the page cache
-WRITE_NS, WRITE_BYTE_NS = 1.0, 0.4  # rounded and checked; copied to the page cache
-TERM_NS = 0.5  # one operand of + - *
-STEP_NS, RANDOM_NS, SUMMARY_NS = 1.5, 3.5, 3.0  # one operand of a step, of a step that draws, of a sum or a histogram
-HASH_BYTES = 1.5e9  # sha256 a second, on a thread of its own
-DISK_BYTES = 1e9  # a second, for the figure "from a disk that reads 1 GB/s"
 
 
 def explain(
@@ -77,10 +62,12 @@ def explain(
             conversions[said] = conversions.get(said, 0) + 1
     groups = levels(node)
     to_write = stored_bytes(stored)
-    passes = [_pass(group) for group in [*groups, [node]]]
+    passes = [one_pass(group) for group in [*groups, [node]]]
     threads = threads or default_threads()
-    busy = sum(p.nanoseconds for p in passes) + _values(stored) * WRITE_NS + to_write * WRITE_BYTE_NS
-    seconds = START_SECONDS + busy / 1e9 / threads
+    costs = FUSED if passes[-1].fused else NUMPY
+    busy = sum(p.nanoseconds for p in passes) + _values(stored) * costs.write + to_write * costs.write_byte
+    fused = sum(p.fused for p in passes)
+    seconds = START_SECONDS + COMPILE_SECONDS * fused + busy / 1e9 / threads
     held = sum(_bytes(n.spec) for n in sources.values() if n.source is not None and n.source.files)
     first = seconds + held / HASH_BYTES / threads + held / DISK_BYTES
     return Explanation(
@@ -93,7 +80,7 @@ def explain(
         passes=len(passes),
         bytes_to_read=sum(p.read for p in passes),
         bytes_to_write=to_write,
-        peak_memory=_peak_memory(node, threads),
+        peak_memory=peak_memory(node, threads, compiled=fused > 0),
         notes=tuple(_notes(sources.values())),
         unchanged_names=tuple(unchanged),
         conversions=conversions,
@@ -200,66 +187,3 @@ def _values(spec: Mapping[str, TensorSpec]) -> int:
 
 def _bytes(spec: Mapping[str, TensorSpec]) -> int:
     return sum(s.nbytes for s in spec.values())
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One reading of the files: the nodes wanted, each file read with the bytes touched, and one core's nanoseconds."""
-
-    read: int
-    nanoseconds: float
-
-
-def _pass(group: list[Node]) -> _Pass:
-    """What `evaluate` visits for a group of nodes, each node once."""
-    wanted: set[str] = set()
-    for node in group:
-        wanted.update(*(i.spec for i in node.inputs)) if node.op.gives == "summary" else wanted.update(node.spec)
-    old: set[str] = set()
-    counted: dict[int, int] = {}  # by identity: most nodes share their table of tensors with others
-    seen: set[str] = set()
-    total, read = 0.0, 0
-
-    def values(spec: Mapping[str, TensorSpec]) -> int:
-        if id(spec) not in counted:
-            counted[id(spec)] = sum(s.size for n, s in spec.items() if n in wanted or n in old)
-        return counted[id(spec)]
-
-    def visit(n: Node) -> None:
-        nonlocal total, read
-        n = n.expansion or n
-        if n.key in seen:
-            return
-        seen.add(n.key)
-        if n.op is graph.RENAME:  # counted under either name
-            old.update(o for new, o in n.params["old"].items() if new in wanted)
-        if n.op is graph.READ:
-            used = sum(s.nbytes for name, s in n.spec.items() if name in wanted or name in old)
-            read += used
-            total += values(n.spec) * READ_NS + used * READ_BYTE_NS
-        elif n.op in (graph.RESTRICT, graph.RENAME, graph.REBASE):
-            visit(n.inputs[0])
-        else:
-            for m in n.inputs:
-                visit(m)
-            total += sum(values(m.spec) for m in n.inputs) * _cost(n)
-
-    for node in group:
-        visit(node)
-    return _Pass(read, total)
-
-
-def _cost(node: Node) -> float:
-    if node.op.gives == "summary":
-        return SUMMARY_NS
-    if node.op.random:
-        return RANDOM_NS
-    return TERM_NS if node.op in (graph.DIFFERENCE, graph.COMBINE, graph.MOVE) else STEP_NS
-
-
-def _peak_memory(node: Node, threads: int) -> int:
-    """The interpreter, and for each thread the blocks that one evaluation holds at a time."""
-    largest = max((s.size for s in node.spec.values()), default=0)
-    block = largest if whole_tensors(node) else min(BLOCK, largest)
-    width = max(s.dtype == "F64" for s in node.spec.values()) if node.spec else False
-    return INTERPRETER_BYTES + threads * block * (8 if width else 4) * (len(list(walk(node))) + 1)
