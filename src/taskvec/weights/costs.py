@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 from . import graph
 from .dtypes import TensorSpec
 from .execute import BLOCK, whole_tensors
-from .fused import HISTOGRAMS
 from .fused import wanted as compiles
 from .graph import Node, walk
+from .summaries import KTH_MAGNITUDE, MAGNITUDE_BIN
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def one_pass(group: list[Node]) -> Pass:
 def _kind(node: Node) -> str:
     """The field of `Costs` that an operation's operands cost."""
     if node.op.gives == "summary":
-        return "histogram" if node.op in HISTOGRAMS else "product"
+        return "histogram" if node.op in (MAGNITUDE_BIN, KTH_MAGNITUDE) else "product"
     if node.op.random:
         return "random"
     return "term" if node.op in (graph.DIFFERENCE, graph.COMBINE, graph.MOVE) else "step"
