@@ -1,10 +1,13 @@
-"""Cost of editing checkpoints: taskvec against a peer and against the floor, in one run.
+"""What edits of checkpoints cost: taskvec against the floor and against a peer, whole processes in turn.
 
-    python benchmarks/edit.py [--megabytes 270] [--rounds 3] [--peer-python PATH] [--json FILE]
+    python benchmarks/edit.py [--part edit|scaling|accuracy|startup] [--peer-python PATH] [--rounds 3]
 
-Makes a base and three fine-tuned bfloat16 checkpoints of random numbers, then runs whole processes in turn, round by
-round, and prints medians of per-round ratios. The floor reads all inputs and writes one output, nothing else. The peer
-is mergekit, if `--peer-python` names an interpreter that has it (pip install mergekit==0.1.5 in its own environment).
+Each part writes benchmarks/results/PART.json, row by row: a part that was cut short goes on with `--resume`, and
+`--rows TEXT` measures only the rows whose name has TEXT. `python benchmarks/table.py` prints the results as tables.
+The floor reads every input once and writes the output once and does nothing else. The peer is mergekit, if
+`--peer-python` names an interpreter that has it; it runs once a row, with its fastest flags. `fast` runs where llvmlite
+is installed. Inputs lie in the page cache, and taskvec knows their hashes, but for the row "first edit of new inputs".
+Checkpoints are made in a folder under --work (up to 30 GB there at a time) and removed afterwards.
 """
 
 from __future__ import annotations
@@ -12,155 +15,234 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
+from cases import ROWS, Row, expression, peer_config
+from measure import (
+    HERE,
+    Kind,
+    RunFailed,
+    clear,
+    floor,
+    imports,
+    machine,
+    models,
+    moment,
+    peer,
+    rounds,
+    run,
+    speeds,
+    taskvec,
+    warm_peer,
+)
 
-from taskvec import Checkpoint, __version__
-
-METHODS = {
-    "task arithmetic": ("base + 0.4 * ((a - base) + (b - base) + (c - base))", ("task_arithmetic", {"weight": 0.4})),
-    "ties": ("base + ties([a - base, b - base, c - base], density=0.2)", ("ties", {"weight": 1.0, "density": 0.2})),
-    "dare": ("base + 0.4 * dare([a - base, b - base, c - base], density=0.1)", ("dare_linear", {"weight": 0.4, "density": 0.1})),
-}  # fmt: skip
-FLOOR = """
-import os, sys
-*inputs, output = sys.argv[1:]
-size = os.path.getsize(inputs[0])
-fds = [os.open(p, os.O_RDONLY) for p in inputs]
-out = os.open(output, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-os.posix_fallocate(out, 0, size)
-import mmap
-buffer = memoryview(mmap.mmap(-1, 1 << 19))
-for at in range(0, size, 1 << 19):
-    for fd in fds:
-        n = os.preadv(fd, [buffer], at)
-    os.pwrite(out, buffer[:n], at)
-os.fsync(out)
-"""
+PARTS = ("edit", "scaling", "accuracy", "startup")
+GB = 1e9
 
 
-MODELS = ("base", "a", "b", "c")
+def kinds(row: Row, folder: Path, outputs: Path, cache: Path, peer_python: str | None) -> dict[str, Kind]:
+    letters = list("abcdefgh"[: row.vectors])
+    base, others = folder / "base", [folder / x for x in letters]
+    if row.method == "diff":
+        command = ["diff", str(base), str(others[0]), "-o", str(outputs / "vector.safetensors")]
+    elif row.method == "compare":
+        command = ["compare", *map(str, others), "--base", str(base)]
+    else:
+        lets = [x for p in (base, *others) for x in ("--let", f"{p.name}={p}")]
+        command = ["edit", expression(row.method, letters), *lets, "-o", str(outputs / "out")]
+    times = {"diff": 2, "compare": 0}.get(row.method, 1)
+    found = {"floor": floor([p / "model.safetensors" for p in (base, *others)], outputs / "floor", times)}
+    for threads in row.threads:
+        for speed, switch in speeds().items():
+            environment = {"TASKVEC_FAST": switch, "XDG_CACHE_HOME": str(cache)}
+            more = [] if threads is None else ["--threads", str(threads)]
+            name = speed if threads is None else f"{speed}, {threads} thread{'s'[: threads > 1]}"
+            # What is forgotten are the hashes of inputs; kernels compiled by `fast` stay, as after an installation.
+            forget = cache / "taskvec" / "sha256" if row.forget else None
+            found[name] = Kind([*taskvec(), *command, *more], environment, forget=forget)
+    if peer_python and row.peer:
+        found["peer"] = peer(
+            peer_python,
+            outputs / "peer",
+            peer_config(row.method, base, others),
+            rounds=3 if row.gigabytes < 0.1 else 1,
+        )
+    return found
 
 
-def make(folder: Path, megabytes: int) -> None:
-    """A LLaMA-shaped base and three fine-tuned models; loadable by the peer."""
-    hidden, inner, vocabulary = 1024, 2816, 8192
-    layer = {f"self_attn.{n}_proj.weight": (hidden, hidden) for n in "qkvo"}
-    layer |= {"mlp.gate_proj.weight": (inner, hidden), "mlp.up_proj.weight": (inner, hidden)}
-    layer |= {"mlp.down_proj.weight": (hidden, inner), "input_layernorm.weight": (hidden,)}
-    layer |= {"post_attention_layernorm.weight": (hidden,)}
-    per_layer = 2 * sum(int(np.prod(s)) for s in layer.values())
-    layers = max(1, round((megabytes * 1e6 - 4 * vocabulary * hidden) / per_layer))
-    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
-    shapes |= {"model.norm.weight": (hidden,)}
-    shapes |= {f"model.layers.{i}.{n}": s for i in range(layers) for n, s in layer.items()}
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
-        "num_hidden_layers": layers, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": vocabulary,
-        "torch_dtype": "bfloat16", "tie_word_embeddings": False,
-    }  # fmt: skip
-    rng = np.random.default_rng(0)
-    base = {n: rng.standard_normal(s, np.float32) * 0.02 for n, s in shapes.items()}
-    for name in MODELS:
-        scale = 0.0 if name == "base" else 5e-4
-        weights = {
-            n: (x + scale * rng.standard_normal(x.shape, np.float32)).astype(ml_dtypes.bfloat16)
-            for n, x in base.items()
+def say(name: str, result: dict, targets: dict[str, float]) -> None:
+    for pair, target in targets.items():
+        what, _, subject = pair.rpartition(" ")
+        if pair.endswith(" MB"):
+            got = result["kinds"].get(pair[:-3], {}).get("memory_mb")
+        elif "/" in subject:
+            got = result["ratios"].get(f"{what or 'cpu'} {subject}")
+        else:
+            got = result["kinds"].get(subject, {}).get(f"{what}_s")
+        if got is not None:
+            print(f"  {name}: {pair} {got:.2f} (target {'at least' if 'peer' in pair else 'at most'} {target:g})")
+
+
+class Results:
+    """results/PART.json, written after every row."""
+
+    def __init__(self, part: str, options: argparse.Namespace) -> None:
+        self.path = options.results / f"{part}.json"
+        command = f"python benchmarks/edit.py --part {part} --rounds {options.rounds}"
+        command += f" --scale {options.scale:g}" if options.scale != 1 else ""
+        command += " --peer-python PYTHON" if options.peer_python else ""
+        self.facts = {"command": command, **machine(options.peer_python)}
+        self.rows: dict[str, dict] = {}
+        if (options.resume or options.rows) and self.path.exists():
+            old = json.loads(self.path.read_text())
+            for fact, value in self.facts.items():
+                if old["facts"].get(fact) != value:
+                    sys.exit(
+                        f"{self.path} was measured with {fact} {old['facts'].get(fact)}, now it is {value}: measure it anew"
+                    )
+            self.rows = old["rows"]
+        self.skip = set(self.rows) if options.resume else set()
+
+    def add(self, name: str, result: dict) -> None:
+        self.rows[name] = {"when": moment()} | result
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps({"facts": self.facts, "rows": self.rows}, indent=1) + "\n")
+
+
+def warm(found: dict[str, Kind], outputs: Path) -> dict[str, bool]:
+    """Fill the caches: pages, hashes, byte-code, kernels. Drop `fast` kinds if they compile nothing: they are `plain`."""
+    run(found["floor"])
+    clear(outputs)
+    fast = [k for k in found if k.startswith("fast")]
+    if not fast:
+        run(found[next(k for k in found if k.startswith("plain"))])
+    used = bool(fast) and imports(found[fast[-1]], "llvmlite")
+    if not used:
+        for kind in fast:
+            del found[kind]
+    clear(outputs)
+    return {"fast_is_plain": bool(fast) and not used}
+
+
+def measured(part: str, options: argparse.Namespace, work: Path) -> bool:
+    """The parts `edit` and `scaling`."""
+    results, outputs, well = Results(part, options), work / "outputs", True
+    rows = [r for r in ROWS[part] if options.rows in r.name and r.name not in results.skip]
+    for gigabytes in sorted({r.gigabytes for r in rows}):
+        alike = [r for r in rows if r.gigabytes == gigabytes]
+        count = 1 + max(3, *(r.vectors for r in alike))
+        with models(work, gigabytes * options.scale * GB, count, keep=options.keep) as folder:
+            for row in alike:
+                begin = time.perf_counter()
+                print(f"  {part}: {row.name}", flush=True)
+                found = kinds(row, folder, outputs, work / "cache", options.peer_python)
+                try:
+                    note = warm(found, outputs)
+                    result = rounds(found, outputs, count=row.rounds or options.rounds)
+                except RunFailed as failure:
+                    print(f"  {row.name} FAILED: {failure}", flush=True)
+                    clear(outputs)
+                    well = False
+                    continue
+                about = {"method": row.method, "gigabytes": row.gigabytes * options.scale, "vectors": row.vectors}
+                results.add(row.name, about | note | {"targets": row.targets} | result)
+                say(row.name, result, row.targets)
+                print(f"  {time.perf_counter() - begin:.0f} s", flush=True)
+    return well
+
+
+def accuracy(options: argparse.Namespace, work: Path) -> bool:
+    results, outputs = Results("accuracy", options), work / "outputs"
+    cases = ("task arithmetic", "average of three", "negation")
+    with models(work, 0.25 * GB * options.scale, 4, keep=options.keep) as folder:
+        for case in (c for c in cases if options.rows in c and c not in results.skip):
+            row = Row(case, case, vectors=1 if case == "negation" else 3)
+            found = kinds(row, folder, outputs, work / "cache", options.peer_python)
+            del found["floor"]
+            paths = {}
+            for name, kind in found.items():
+                if name == "fast" and not imports(kind, "llvmlite"):
+                    clear(outputs)
+                    continue
+                if name != "fast":
+                    run(kind)
+                paths[name] = outputs / name
+                made = outputs / ("peer" if name == "peer" else "out")
+                made.rename(paths[name])
+            command = [sys.executable, str(HERE / "accuracy.py"), case, str(folder), *map(str, paths.values())]
+            said = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            results.add(
+                case, {"kinds": {k: said[str(p)] for k, p in paths.items()}, "targets": {"within_one_ulp": 1.0}}
+            )
+            clear(outputs)
+            for name, path in paths.items():
+                print(f"  {case}, {name}: {said[str(path)]}", flush=True)
+    return True
+
+
+def startup(options: argparse.Namespace, work: Path) -> bool:
+    results, outputs = Results("startup", options), work / "outputs"
+    with models(work, 0, 2, keep=options.keep, shards=200, layers=126) as folder:
+        lets = [x for n in ("base", "a") for x in ("--let", f"{n}={folder / n}")]
+        bare = [sys.executable, "-c"]
+        cases = {
+            "python alone": (Kind([*bare, "pass"]), {}),
+            "import numpy": (Kind([*bare, "import numpy"]), {}),
+            "import taskvec": (Kind([*bare, "import taskvec"]), {}),
+            "taskvec --help": (Kind([*taskvec(), "--help"]), {"cpu": 0.1}),
+            "taskvec explain, 200 shards": (
+                Kind([*taskvec(), "explain", "base + 0.4 * (a - base)", *lets]),
+                {"cpu": 0.3},
+            ),
         }
-        Checkpoint.of(weights, copy=False).save(folder / name)
-        (folder / name / "config.json").write_text(json.dumps(config))
-
-
-def peer_config(folder: Path, method: str, parameters: dict[str, float], paths: list[Path]) -> Path:
-    models = [{"model": str(p), "parameters": parameters} for p in paths[1:]]
-    config = {"merge_method": method, "base_model": str(paths[0]), "models": models, "dtype": "bfloat16"}
-    path = folder / f"{method}.yml"
-    path.write_text(json.dumps(config))
-    return path
-
-
-def run(command: list[str]) -> dict[str, float]:
-    """Wall and CPU seconds and peak memory of one process."""
-    begin = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed:\n{said.decode()[-2000:]}")
-    wall = time.perf_counter() - begin
-    return {"wall_s": wall, "cpu_s": usage.ru_utime + usage.ru_stime, "memory_mb": usage.ru_maxrss / 1000}
+        for kind, _ in cases.values():
+            run(kind)
+        result = rounds({k: kind for k, (kind, _) in cases.items()}, outputs, count=9)
+        for name, figures in result["kinds"].items():  # type: ignore[union-attr]
+            results.add(name, {"kinds": {"plain": figures}, "targets": cases[name][1]})
+    return True
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=270)
+    parser.add_argument("--part", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer-python", help="an interpreter whose environment has mergekit")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.make:
-        make(arguments.make, arguments.megabytes)
-        return
-    rows: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        # In a process of its own: a child's peak memory counts what its parent held when it was started.
-        size = ["--megabytes", str(arguments.megabytes)]
-        subprocess.run([sys.executable, __file__, "--make", str(folder), *size], check=True)
-        paths = [folder / name for name in MODELS]
-        files = [str(p / "model.safetensors") for p in paths]
-        lets = [x for n, p in zip(MODELS, paths, strict=True) for x in ("--let", f"{n}={p}")]
-        for method, (expression, (peer_method, parameters)) in METHODS.items():
-            kinds = {
-                "floor": [sys.executable, "-c", FLOOR, *files, str(folder / "floor")],
-                "taskvec": [sys.executable, "-m", "taskvec.cli", "edit", expression, *lets, "-o", str(folder / "out")],
-            }
-            if arguments.peer_python:
-                config = peer_config(folder, peer_method, parameters, paths)
-                script = "import sys; from mergekit.scripts.run_yaml import main; main()"
-                kinds["peer"] = [
-                    arguments.peer_python,
-                    "-c",
-                    script,
-                    str(config),
-                    str(folder / "peer"),
-                    "--allow-crimes",
-                ]
-            runs: dict[str, list[dict[str, float]]] = {k: [] for k in kinds}
-            for _ in range(arguments.rounds + 1):  # the first warms the page cache and is dropped
-                for kind, command in kinds.items():
-                    shutil.rmtree(folder / "out", ignore_errors=True)
-                    shutil.rmtree(folder / "peer", ignore_errors=True)
-                    runs[kind].append(run(command))
-            row = {"memory_mb": statistics.median(r["memory_mb"] for r in runs["taskvec"][1:])}
-            for other in (k for k in kinds if k != "taskvec"):
-                for figure in ("wall_s", "cpu_s"):
-                    pairs = zip(runs["taskvec"][1:], runs[other][1:], strict=True)
-                    ratios = [t[figure] / o[figure] if other == "floor" else o[figure] / t[figure] for t, o in pairs]
-                    row[f"{figure[:-2]}_{'over_floor' if other == 'floor' else 'peer_over_taskvec'}"] = (
-                        statistics.median(ratios)
-                    )
-            rows[method] = row
-            print(f"{method}: " + ", ".join(f"{k} {v:.2f}" for k, v in row.items()), flush=True)
-    if arguments.json:
-        facts = {
-            "taskvec": __version__,
-            "megabytes": arguments.megabytes,
-            "rounds": arguments.rounds,
-            "machine": platform.machine(),
-        }
-        arguments.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name has this")
+    parser.add_argument("--resume", action="store_true", help="skip rows that the results file has")
+    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter whose environment has mergekit 0.1.5")
+    parser.add_argument("--scale", type=float, default=1.0, help="make every checkpoint this many times as large")
+    parser.add_argument("--work", type=Path, help="where checkpoints are made (default: a temporary folder)")
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoints in --work for another time")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    if options.keep and not options.work:
+        parser.error("--keep needs --work")
+    if options.peer_python:
+        options.peer_python = os.path.abspath(options.peer_python)  # noqa: PTH100, resolve() would leave the environment
+    run_part = {"accuracy": accuracy, "startup": startup}
+    well = True
+    if options.work:
+        options.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="taskvec-bench-", dir=options.work) as temporary:
+        work = options.work.absolute() if options.keep else Path(temporary)
+        (work / "outputs").mkdir(exist_ok=True)
+        (work / "cache").mkdir(exist_ok=True)
+        for part in PARTS if options.part == "all" else (options.part,):
+            begin = time.perf_counter()
+            print(f"part {part}", flush=True)
+            if options.peer_python and part != "startup":
+                warm_peer(options.peer_python)
+            try:
+                well &= run_part[part](options, work) if part in run_part else measured(part, options, work)
+            except RunFailed as failure:
+                print(f"  FAILED: {failure}", flush=True)
+                well = False
+            print(f"part {part}: {time.perf_counter() - begin:.0f} s", flush=True)
+    sys.exit(0 if well else 1)
 
 
 if __name__ == "__main__":
