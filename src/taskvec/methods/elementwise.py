@@ -53,13 +53,17 @@ def elect(arrays: Sequence[Array]) -> Array:
     votes = arrays[0]
     for x in arrays[1:]:
         votes = votes + x
+    plus, minus = votes > 0, votes < 0
     total = xp.zeros_like(votes)
     count = xp.zeros_like(votes)
     for x in arrays:
-        agrees = xp.astype(xp.sign(x) * xp.sign(votes) > 0, x.dtype)  # of the signs: x * votes could underflow to zero
-        total = total + x * agrees
-        count = count + agrees
-    return total / xp.where(count > 0, count, xp.ones_like(count))
+        # By comparing signs: x * votes could underflow to zero.
+        agrees = xp.astype(((x > 0) & plus) | ((x < 0) & minus), x.dtype)
+        count += agrees
+        agrees *= x
+        total += agrees
+    total /= xp.maximum(count, xp.ones_like(count))
+    return total
 
 
 def drop(arrays: Sequence[Array], *, density: float, seed: str, at: tuple[str, int]) -> Array:

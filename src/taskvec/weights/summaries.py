@@ -67,7 +67,7 @@ def _find_bin(counts: np.ndarray, *, density: float) -> tuple[int, int]:
 
 def _low(arrays: list[np.ndarray], *, high: tuple[int, int]) -> np.ndarray:
     bits = _bits(arrays[0])
-    inside = bits[(bits >> LOW_BITS) == high[0]]
+    inside = bits[np.flatnonzero(bits >> LOW_BITS == high[0])]  # much faster than by a mask
     return np.bincount(inside & (LOW_BINS - 1), minlength=LOW_BINS)
 
 
