@@ -347,13 +347,13 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _
         scope.wrong(UsageError(f"{name} takes a list of task vectors in brackets, for example {name}([a, b])."))
     vectors: list[TaskVector] = []
     for said, value in values:
-        value = (value.rest or _nothing()) if isinstance(value, _Broken) else value
+        value = value.rest if isinstance(value, _Broken) else value
         if isinstance(value, TaskVector):
             vectors.append(value)
-        else:
+        elif value is not None:
             what = "a checkpoint; subtract its base first" if isinstance(value, Checkpoint) else "a number"
             scope.wrong(NotLinear(f"{name}: {scope.said(said)!r} is {what}. Methods combine task vectors."))
-            vectors.append(_nothing())
+    vectors += [_nothing()] * (len(values) - len(vectors))
     given = _hyper_parameters(name, method, keywords, scope)
     if given is None:
         return _Broken()
