@@ -128,13 +128,18 @@ def models(place: Path, *, tensors: int = 5, values: int = 64, shards: int = 3) 
 
 
 def edit(
-    inputs: tuple[Path, Path], out: Path, *rest: object, coefficient: float = 0.5, shard_size: int = 512
+    inputs: tuple[Path, Path],
+    out: Path,
+    *rest: object,
+    coefficient: float = 0.5,
+    shard_size: int = 512,
+    method: str = "",
 ) -> list[object]:
-    """The arguments of an edit: ``base + c * (tuned - base)``."""
+    """The arguments of an edit: ``base + c * (tuned - base)``, or another text in place of the brackets."""
     base, tuned = inputs
     size = () if out.suffix == ".safetensors" else ("--shard-size", str(shard_size))
     lets = ("--let", f"base={base}", "--let", f"tuned={tuned}")
-    return ["edit", f"base + {coefficient} * (tuned - base)", *lets, "-o", out, *size, *rest]
+    return ["edit", f"base + {coefficient} * {method.format('tuned - base')}", *lets, "-o", out, *size, *rest]
 
 
 def content(path: Path) -> Content:

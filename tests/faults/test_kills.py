@@ -111,6 +111,40 @@ def test_kill_9_at_random_points(replace, slow, tmp_path):
     assert met >= 6 and resumed >= 3, (met, resumed)
 
 
+@pytest.mark.parametrize("method", ["({})", "ties([{}])", "dare([{}], density=0.5)"])
+def test_one_large_file_is_continued_from_its_checkpoints(method, tmp_path):
+    """As after every gigabyte, here after every tensor; other numbers of threads go on where one stopped."""
+    often = "import taskvec.weights.write as w; w.CHECKPOINT = 50_000"
+    inputs = models(tmp_path, tensors=SHARDS, values=20_000, shards=1)
+    clean, out = tmp_path / "clean.safetensors", tmp_path / "out.safetensors"
+    assert taskvec(*edit(inputs, clean, method=method)).clean().code == 0
+    reached = 0
+    for threads in (1, 2, 1, 2, 3):
+        process = start(*edit(inputs, out, "--threads", threads, method=method), prelude=often)
+        while process.poll() is None and done(out) < reached + 5:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        outcome = finish(process)
+        assert outcome.code == 137 and content(out) is None
+        assert ("continue" in outcome.err) == (reached > 0)
+        assert done(out) >= reached + 5, "nothing that was safe is done again"
+        reached = done(out)
+    outcome = taskvec(*edit(inputs, out, method=method), prelude=often).clean()
+    assert outcome.code == 0 and "continue" in outcome.err
+    assert content(out) == content(clean) and not staging(out).exists()
+
+
+def test_the_last_thing_to_be_lost_is_the_page_cache(slow, unfinished, run_cli):
+    """After a power cut, what was not synced may be zeros: all beyond the journal's word is written again."""
+    blocks = done(unfinished)
+    shards = sorted((staging(unfinished) / "out").glob("*.safetensors"))
+    assert len(shards) == SHARDS > blocks > 0
+    for shard in shards[blocks:]:
+        shard.write_bytes(bytes(shard.stat().st_size))
+    assert run_cli(*slow.command(unfinished))[0] == 0
+    assert content(unfinished) == slow.new
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kill_9_fifty_times(slow, tmp_path):

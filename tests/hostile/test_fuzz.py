@@ -424,7 +424,7 @@ edits = st.one_of(
 @st.composite
 def recipes(draw: st.DrawFn) -> str:
     """The sound recipe with pieces of YAML put in, lines moved, and its values replaced."""
-    lines: list[str] = GOOD.splitlines(keepends=True)
+    lines = list(map(str, GOOD.splitlines(keepends=True)))
     for _ in range(draw(st.integers(0, 3))):
         place = draw(st.integers(0, len(lines) - 1))
         match draw(st.sampled_from(["gone", "twice", "moved", "value", "expression", "piece", "piece", "name"])):
