@@ -1,34 +1,23 @@
-"""Recipes: an edit as text. An expression, or a YAML file of named inputs and one output; parsed, never evaluated.
+"""Expressions: text to a lazy value over given names. Walked as a syntax tree, never executed.
 
-An expression: ``base + 0.7 * ties([cars, dtd], density=0.2)``. The same as a file::
-
-    recipe: 1
-    let:
-      base: {read: clip-b32/}            # a checkpoint or a task vector; its metadata says which
-      tuned: {read: ft/cars/}
-      cars: tuned - base                 # an expression over other names
-      dtd: {read: dtd.safetensors}
-    output: base + 0.7 * ties([cars, dtd], density=0.2)
-    dtype: bfloat16                      # optional
+Building goes on after a mistake, with a stand-in for the part that failed, so that one run finds all mistakes.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
-import keyword
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .errors import InputError, NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
-from .methods import METHODS
-from .select import matching
-from .weights import Checkpoint, TaskVector, open_weights
-from .weights.graph import combine
-from .weights.lineage import Base
+from ..errors import NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
+from ..methods import METHODS
+from ..select import matching
+from ..weights import Checkpoint, TaskVector
+from ..weights.graph import combine
+from ..weights.lineage import Base
 
 Value = Checkpoint | TaskVector
 LONGEST = 20_000  # characters of one expression
@@ -36,102 +25,7 @@ FUNCTIONS = ("restrict", "shared", "rebase")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Inputs by name (a path, or an expression over other names) and the output expression."""
-
-    output: str
-    read: Mapping[str, Path] = field(default_factory=dict)
-    define: Mapping[str, str] = field(default_factory=dict)
-    dtype: str | None = None
-    sha256: Mapping[str, str] = field(default_factory=dict)
-
-    def unused(self) -> list[str]:
-        """Inputs that neither the output nor a definition mentions."""
-        words = {w for text in (self.output, *self.define.values()) for w in re.findall(r"\w+", text)}
-        return [n for n in self.read if n not in words]
-
-    def build(self) -> Value:
-        """Open the inputs (headers only) and build the output, still lazy. All mistakes are raised as one error.
-
-        Raises:
-            UsageError: the text is malformed, names an unknown input or method, or refers to itself.
-            InputError: an input cannot be used.
-        """
-        mistakes: list[TaskvecError] = []
-        for name, expected in self.sha256.items():
-            with collecting(mistakes):
-                _check_hash(name, self.read[name], expected)
-        names = _Names(self.read, self.define, mistakes)
-        value = _parse(self.output, names, mistakes)
-        for name in self.read if mistakes else ():  # a mistyped name may hide one that the next run would trip over
-            names.get(name)
-        raise_all(mistakes)
-        assert not isinstance(value, _Broken)
-        return value
-
-
-def load(path: str | Path) -> Recipe:
-    """Read a YAML recipe; file names in it are relative to its folder.
-
-    Raises:
-        UsageError: not a recipe; says which key or line is wrong.
-    """
-    path = Path(path)
-    table = _yaml(path)
-    mistakes: list[TaskvecError] = []
-
-    def wrong(text: str) -> None:
-        mistakes.append(UsageError(f"{path}: {text}"))
-
-    known = {"recipe", "let", "output", "dtype"}
-    for key in table:
-        if key not in known:
-            wrong(f"unknown key {key!r}; a recipe has recipe, let, output and dtype.{nearest(str(key), known)}")
-    if table.get("recipe") != 1 or isinstance(table["recipe"], bool):
-        wrong(f"expected `recipe: 1` (the version of the format), got {table.get('recipe')!r}.")
-    output, let, dtype = table.get("output"), table.get("let", {}), table.get("dtype")
-    if not isinstance(output, str):
-        wrong(f"`output` must be an expression such as `base + 0.4 * cars`, got {output!r}.")
-    if not isinstance(let, dict):
-        wrong(f"`let` must be a table of names, got {type(let).__name__}.")
-    if not isinstance(dtype, (str, type(None))):
-        wrong(f"`dtype` must be a number format such as bfloat16, got {dtype!r}.")
-    read: dict[str, Path] = {}
-    define: dict[str, str] = {}
-    hashes: dict[str, str] = {}
-    for name, value in let.items() if isinstance(let, dict) else ():
-        with collecting(mistakes):
-            check_name(name)
-        if isinstance(value, str):
-            define[name] = value
-            continue
-        if not isinstance(value, dict) or not isinstance(value.get("read"), str):
-            wrong(f"let.{name} must be `{{read: path}}` or an expression, got {value!r}.")
-            continue
-        for key in value:
-            if key not in ("read", "sha256"):
-                wrong(f"let.{name} has the unknown key {key!r}.{nearest(str(key), ['read', 'sha256'])}")
-        read[name] = path.parent / value["read"]
-        if "sha256" in value:
-            hashes[name] = str(value["sha256"])
-    raise_all(mistakes)
-    return Recipe(str(output), read, define, dtype, hashes)
-
-
-def check_name(name: Any) -> str:
-    """A name that can stand in an expression."""
-    if not isinstance(name, str) or not name.isidentifier():
-        hint = f" Write {str(name).replace('-', '_').replace('.', '_')!r}." if isinstance(name, str) else ""
-        raise UsageError(f"{name!r} cannot be a name in an expression: use letters, digits and underscores.{hint}")
-    if keyword.iskeyword(name):
-        raise UsageError(f"{name!r} is a word of the expression language's grammar and cannot name an input.")
-    if name in METHODS or name in FUNCTIONS:
-        raise UsageError(f"{name!r} is the name of a method and cannot name an input; choose another.")
-    return name
-
-
-@dataclass(frozen=True)
-class _Broken:
+class Broken:
     """Stands for a part of an expression that failed, so that the rest of it is still checked.
 
     `rest` is what the part holds beside its mistake, if that is known: of ``base + bad`` it is ``base``. What it clashes
@@ -139,41 +33,6 @@ class _Broken:
     """
 
     rest: Value | None = None
-
-
-class _Names(Mapping[str, "Value | _Broken"]):
-    """Names that are opened or computed when first used, each once; a definition may use others but not itself."""
-
-    def __init__(self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError]):
-        self._read, self._define, self._mistakes = read, define, mistakes
-        self._known: dict[str, Value | _Broken] = {}
-        self._open: list[str] = []
-
-    def __getitem__(self, name: str) -> Value | _Broken:
-        if name in self._known:
-            return self._known[name]
-        if name in self._open:
-            circle = " -> ".join([*self._open, name])
-            self._mistakes.append(UsageError(f"the definition of {name!r} refers to itself: {circle}."))
-            return _Broken()
-        found: Value | _Broken = _Broken()
-        if name in self._read:
-            with collecting(self._mistakes):
-                found = open_weights(self._read[name], label=name)
-        elif name in self._define:
-            self._open.append(name)
-            found = _parse(self._define[name], self, self._mistakes)
-            self._open.pop()
-        else:
-            raise KeyError(name)
-        self._known[name] = found
-        return found
-
-    def __iter__(self):
-        return iter([*self._read, *self._define])
-
-    def __len__(self) -> int:
-        return len(self._read) + len(self._define)
 
 
 @dataclass(frozen=True)
@@ -202,25 +61,25 @@ def parse(text: str, names: Mapping[str, Value]) -> Value:
             mistakes are raised as one error.
     """
     mistakes: list[TaskvecError] = []
-    value = _parse(text, names, mistakes)
+    value = parse_into(text, names, mistakes)
     raise_all(mistakes)
-    assert not isinstance(value, _Broken)
+    assert not isinstance(value, Broken)
     return value
 
 
-def _parse(text: str, names: Mapping[str, Any], mistakes: list[TaskvecError]) -> Value | _Broken:
+def parse_into(text: str, names: Mapping[str, Any], mistakes: list[TaskvecError]) -> Value | Broken:
     """As `parse`; mistakes go to the list, and what comes back is broken where there is one."""
     found = len(mistakes)
-    value: Any = _Broken()
+    value: Any = Broken()
     with collecting(mistakes):
         value = _expression(text, names, mistakes)
     if isinstance(value, float):
         mistakes.append(
             NotLinear(f"the expression is the number {value:g}; it must give a checkpoint or a task vector.")
         )
-        value = _Broken()
-    if len(mistakes) > found and not isinstance(value, _Broken):
-        value = _Broken(value)
+        value = Broken()
+    if len(mistakes) > found and not isinstance(value, Broken):
+        value = Broken(value)
     return value
 
 
@@ -244,12 +103,12 @@ def _expression(text: str, names: Mapping[str, Any], mistakes: list[TaskvecError
 
 
 def _build(node: ast.expr, scope: _Scope) -> Any:
-    """The value of a part of the expression; `_Broken` once its mistake is in the list."""
+    """The value of a part of the expression; `Broken` once its mistake is in the list."""
     try:
         return _value(node, scope)
     except TaskvecError as error:
         scope.wrong(error)
-        return _Broken()
+        return Broken()
 
 
 def _value(node: ast.expr, scope: _Scope) -> Any:
@@ -272,7 +131,7 @@ def _value(node: ast.expr, scope: _Scope) -> Any:
                 raise UsageError("a number in the expression has more digits than a coefficient can hold.") from None
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             value = _build(inner, scope)
-            return value if isinstance(value, _Broken) else -value
+            return value if isinstance(value, Broken) else -value
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
             return _build(inner, scope)
         case ast.BinOp(left=left, op=op, right=right):
@@ -295,18 +154,18 @@ def _binary(op: ast.operator, a: Any, b: Any, node: ast.expr, scope: _Scope) -> 
         ast.Mult: lambda x, y: x * y,
         ast.Div: lambda x, y: x / y,
     }
-    broken = isinstance(a, _Broken) or isinstance(b, _Broken)
-    a, b = (x.rest if isinstance(x, _Broken) else x for x in (a, b))
+    broken = isinstance(a, Broken) or isinstance(b, Broken)
+    a, b = (x.rest if isinstance(x, Broken) else x for x in (a, b))
     if type(op) not in operations:
         scope.wrong(UsageError(f"{scope.said(node)!r}: only + - * / are operations here."))
-        return _Broken()
+        return Broken()
     if a is None or b is None:
-        return _Broken(_left(op, a, b))
+        return Broken(_left(op, a, b))
     try:
         value = operations[type(op)](a, b)
     except ZeroDivisionError:
         scope.wrong(UsageError(f"{scope.said(node)!r} divides by zero."))
-        return _Broken()
+        return Broken()
     except TypeError as error:
         if not isinstance(error, TaskvecError):
             kinds = {Checkpoint: "a checkpoint", TaskVector: "a task vector", float: "a number"}
@@ -315,11 +174,11 @@ def _binary(op: ast.operator, a: Any, b: Any, node: ast.expr, scope: _Scope) -> 
                 "is a difference of checkpoints, takes a number as coefficient, and is added to a checkpoint."
             )
         scope.wrong(error)
-        return _Broken()
+        return Broken()
     except TaskvecError as error:
         scope.wrong(error)
-        return _Broken(_left(op, a, b))
-    return _Broken(value) if broken else value
+        return Broken(_left(op, a, b))
+    return Broken(value) if broken else value
 
 
 def _left(op: ast.operator, a: Any, b: Any) -> Value | None:
@@ -347,7 +206,7 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _
         scope.wrong(UsageError(f"{name} takes a list of task vectors in brackets, for example {name}([a, b])."))
     vectors: list[TaskVector] = []
     for said, value in values:
-        value = value.rest if isinstance(value, _Broken) else value
+        value = value.rest if isinstance(value, Broken) else value
         if isinstance(value, TaskVector):
             vectors.append(value)
         elif value is not None:
@@ -356,10 +215,10 @@ def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _
     vectors += [_nothing()] * (len(values) - len(vectors))
     given = _hyper_parameters(name, method, keywords, scope)
     if given is None:
-        return _Broken()
-    broken = len(scope.mistakes) > before or any(isinstance(v, _Broken) for _, v in values)
+        return Broken()
+    broken = len(scope.mistakes) > before or any(isinstance(v, Broken) for _, v in values)
     value = method(vectors, **given)
-    return value if not broken else _Broken(value if value.spec else None)
+    return value if not broken else Broken(value if value.spec else None)
 
 
 def _nothing() -> TaskVector:
@@ -385,7 +244,7 @@ def _hyper_parameters(
         else:
             number = _build(word.value, replace(scope, names={}))
             given[word.arg] = number
-            if not isinstance(number, (float, _Broken)):
+            if not isinstance(number, (float, Broken)):
                 scope.wrong(UsageError(f"{name}: {word.arg} must be a number."))
             elif word.arg == "seed" and isinstance(number, float):
                 with collecting(scope.mistakes):
@@ -412,13 +271,13 @@ def _function(name: str, args: list[ast.expr], keywords: list[ast.keyword], scop
     first = _build(args[0], scope)
     patterns = _patterns(args[1], scope) if name == "restrict" else []
     base = _build(args[1], scope) if name != "restrict" else None
-    if not isinstance(first, (Checkpoint, TaskVector, _Broken)):
+    if not isinstance(first, (Checkpoint, TaskVector, Broken)):
         scope.wrong(NotLinear(f"{name}: the first argument must be a checkpoint or a task vector."))
-        return _Broken()
-    if isinstance(first, _Broken) or isinstance(base, _Broken):
-        return _Broken()
+        return Broken()
+    if isinstance(first, Broken) or isinstance(base, Broken):
+        return Broken()
     if name == "restrict":
-        return first.restrict(matching(*patterns)) if patterns else _Broken()
+        return first.restrict(matching(*patterns)) if patterns else Broken()
     if not isinstance(base, Checkpoint) or (name == "rebase" and isinstance(first, Checkpoint)):
         raise NotLinear(f"{name} takes a {'vector' if name == 'rebase' else 'checkpoint or vector'} and a checkpoint.")
     return first.shared(base) if name == "shared" else first.rebase(base)  # type: ignore[union-attr]
@@ -434,54 +293,3 @@ def _patterns(node: ast.expr, scope: _Scope) -> list[str]:
         UsageError("restrict takes patterns of names in quotes: restrict(v, '*.attn.*') or restrict(v, ['a', 'b']).")
     )
     return []
-
-
-def _check_hash(name: str, path: Path, expected: str) -> None:
-    import hashlib
-
-    if not path.is_file():
-        raise UsageError(f"let.{name}: sha256 is checked for single files; {path} is not one.")
-    with path.open("rb") as f:
-        found = hashlib.file_digest(f, "sha256").hexdigest()
-    if found != expected:
-        raise InputError(f"let.{name}: {path} has sha256 {found}, the recipe expects {expected}. It is another file.")
-
-
-def _yaml(path: Path) -> dict[Any, Any]:
-    """A YAML mapping, strictly: no tags, no aliases, no key twice."""
-    import yaml
-
-    class Strict(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "aliases are not allowed", self.peek_event().start_mark
-                )
-            return super().compose_node(parent, index)
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen: set[Any] = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if not isinstance(key, str) or key in seen or key == "<<":
-                    what = (
-                        "is not a text" if not isinstance(key, str) else "is given twice" if key in seen else "merges"
-                    )
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {what}", key_node.start_mark)
-                seen.add(key)
-            return super().construct_mapping(node, deep)
-
-    try:
-        with path.open(encoding="utf-8") as f:
-            table = yaml.load(f, Strict)
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
-        # The last three come from values such as 2001-99-99 or `!!int x`, which PyYAML converts without looking.
-        said = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
-        raise UsageError(f"{path} is not a recipe: {said}.") from None
-    if not isinstance(table, dict):
-        raise UsageError(
-            f"{path} is not a recipe: expected a table with recipe, let and output, got {type(table).__name__}."
-        )
-    return table

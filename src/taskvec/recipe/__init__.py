@@ -1,0 +1,210 @@
+"""Recipes: an edit as text. An expression, or a YAML file of named inputs and one output; parsed, never evaluated.
+
+An expression: ``base + 0.7 * ties([cars, dtd], density=0.2)``. The same as a file::
+
+    recipe: 1
+    let:
+      base: {read: clip-b32/}            # a checkpoint or a task vector; its metadata says which
+      tuned: {read: ft/cars/}
+      cars: tuned - base                 # an expression over other names
+      dtd: {read: dtd.safetensors}
+    output: base + 0.7 * ties([cars, dtd], density=0.2)
+    dtype: bfloat16                      # optional
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, TaskvecError, UsageError, collecting, nearest, raise_all
+from ..methods import METHODS
+from ..weights import open_weights
+from .expression import FUNCTIONS, LONGEST, Broken, Value, parse, parse_into
+
+__all__ = ["FUNCTIONS", "LONGEST", "Recipe", "check_name", "load", "parse"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Inputs by name (a path, or an expression over other names) and the output expression."""
+
+    output: str
+    read: Mapping[str, Path] = field(default_factory=dict)
+    define: Mapping[str, str] = field(default_factory=dict)
+    dtype: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    def unused(self) -> list[str]:
+        """Inputs that neither the output nor a definition mentions."""
+        words = {w for text in (self.output, *self.define.values()) for w in re.findall(r"\w+", text)}
+        return [n for n in self.read if n not in words]
+
+    def build(self) -> Value:
+        """Open the inputs (headers only) and build the output, still lazy. All mistakes are raised as one error.
+
+        Raises:
+            UsageError: the text is malformed, names an unknown input or method, or refers to itself.
+            InputError: an input cannot be used.
+        """
+        mistakes: list[TaskvecError] = []
+        for name, expected in self.sha256.items():
+            with collecting(mistakes):
+                _check_hash(name, self.read[name], expected)
+        names = _Names(self.read, self.define, mistakes)
+        value = parse_into(self.output, names, mistakes)
+        for name in self.read if mistakes else ():  # a mistyped name may hide one that the next run would trip over
+            names.get(name)
+        raise_all(mistakes)
+        assert not isinstance(value, Broken)
+        return value
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a YAML recipe; file names in it are relative to its folder.
+
+    Raises:
+        UsageError: not a recipe; says which key or line is wrong.
+    """
+    path = Path(path)
+    table = _yaml(path)
+    mistakes: list[TaskvecError] = []
+
+    def wrong(text: str) -> None:
+        mistakes.append(UsageError(f"{path}: {text}"))
+
+    known = {"recipe", "let", "output", "dtype"}
+    for key in table:
+        if key not in known:
+            wrong(f"unknown key {key!r}; a recipe has recipe, let, output and dtype.{nearest(str(key), known)}")
+    if table.get("recipe") != 1 or isinstance(table["recipe"], bool):
+        wrong(f"expected `recipe: 1` (the version of the format), got {table.get('recipe')!r}.")
+    output, let, dtype = table.get("output"), table.get("let", {}), table.get("dtype")
+    if not isinstance(output, str):
+        wrong(f"`output` must be an expression such as `base + 0.4 * cars`, got {output!r}.")
+    if not isinstance(let, dict):
+        wrong(f"`let` must be a table of names, got {type(let).__name__}.")
+    if not isinstance(dtype, (str, type(None))):
+        wrong(f"`dtype` must be a number format such as bfloat16, got {dtype!r}.")
+    read: dict[str, Path] = {}
+    define: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+    for name, value in let.items() if isinstance(let, dict) else ():
+        with collecting(mistakes):
+            check_name(name)
+        if isinstance(value, str):
+            define[name] = value
+            continue
+        if not isinstance(value, dict) or not isinstance(value.get("read"), str):
+            wrong(f"let.{name} must be `{{read: path}}` or an expression, got {value!r}.")
+            continue
+        for key in value:
+            if key not in ("read", "sha256"):
+                wrong(f"let.{name} has the unknown key {key!r}.{nearest(str(key), ['read', 'sha256'])}")
+        read[name] = path.parent / value["read"]
+        if "sha256" in value:
+            hashes[name] = str(value["sha256"])
+    raise_all(mistakes)
+    return Recipe(str(output), read, define, dtype, hashes)
+
+
+def check_name(name: Any) -> str:
+    """A name that can stand in an expression."""
+    if not isinstance(name, str) or not name.isidentifier():
+        hint = f" Write {str(name).replace('-', '_').replace('.', '_')!r}." if isinstance(name, str) else ""
+        raise UsageError(f"{name!r} cannot be a name in an expression: use letters, digits and underscores.{hint}")
+    if keyword.iskeyword(name):
+        raise UsageError(f"{name!r} is a word of the expression language's grammar and cannot name an input.")
+    if name in METHODS or name in FUNCTIONS:
+        raise UsageError(f"{name!r} is the name of a method and cannot name an input; choose another.")
+    return name
+
+
+class _Names(Mapping[str, "Value | Broken"]):
+    """Names that are opened or computed when first used, each once; a definition may use others but not itself."""
+
+    def __init__(self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError]):
+        self._read, self._define, self._mistakes = read, define, mistakes
+        self._known: dict[str, Value | Broken] = {}
+        self._open: list[str] = []
+
+    def __getitem__(self, name: str) -> Value | Broken:
+        if name in self._known:
+            return self._known[name]
+        if name in self._open:
+            circle = " -> ".join([*self._open, name])
+            self._mistakes.append(UsageError(f"the definition of {name!r} refers to itself: {circle}."))
+            return Broken()
+        found: Value | Broken = Broken()
+        if name in self._read:
+            with collecting(self._mistakes):
+                found = open_weights(self._read[name], label=name)
+        elif name in self._define:
+            self._open.append(name)
+            found = parse_into(self._define[name], self, self._mistakes)
+            self._open.pop()
+        else:
+            raise KeyError(name)
+        self._known[name] = found
+        return found
+
+    def __iter__(self):
+        return iter([*self._read, *self._define])
+
+    def __len__(self) -> int:
+        return len(self._read) + len(self._define)
+
+
+def _check_hash(name: str, path: Path, expected: str) -> None:
+    import hashlib
+
+    if not path.is_file():
+        raise UsageError(f"let.{name}: sha256 is checked for single files; {path} is not one.")
+    with path.open("rb") as f:
+        found = hashlib.file_digest(f, "sha256").hexdigest()
+    if found != expected:
+        raise InputError(f"let.{name}: {path} has sha256 {found}, the recipe expects {expected}. It is another file.")
+
+
+def _yaml(path: Path) -> dict[Any, Any]:
+    """A YAML mapping, strictly: no tags, no aliases, no key twice."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "aliases are not allowed", self.peek_event().start_mark
+                )
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if not isinstance(key, str) or key in seen or key == "<<":
+                    what = (
+                        "is not a text" if not isinstance(key, str) else "is given twice" if key in seen else "merges"
+                    )
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} {what}", key_node.start_mark)
+                seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    try:
+        with path.open(encoding="utf-8") as f:
+            table = yaml.load(f, Strict)
+    except OSError as error:
+        raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
+        # The last three come from values such as 2001-99-99 or `!!int x`, which PyYAML converts without looking.
+        said = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
+        raise UsageError(f"{path} is not a recipe: {said}.") from None
+    if not isinstance(table, dict):
+        raise UsageError(
+            f"{path} is not a recipe: expected a table with recipe, let and output, got {type(table).__name__}."
+        )
+    return table
