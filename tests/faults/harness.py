@@ -133,7 +133,7 @@ def edit(
     *rest: object,
     coefficient: float = 0.5,
     shard_size: int = 512,
-    method: str = "",
+    method: str = "({})",
 ) -> list[object]:
     """The arguments of an edit: ``base + c * (tuned - base)``, or another text in place of the brackets."""
     base, tuned = inputs
