@@ -141,11 +141,14 @@ class OutputFacts:
     bytes_free: int | None  # None if no place was named
 
     def __str__(self) -> str:
-        text = self.path
-        if len(self.files) > 1:
-            text += f": {len(self.files)} shards of up to {size_text(max(self.files.values()))}"
+        text = f"{self.path}: "
+        text += (
+            f"{len(self.files)} shards of up to {size_text(max(self.files.values()))}"
+            if len(self.files) > 1
+            else "1 file"
+        )
         free = "" if self.bytes_free is None else f", {size_text(self.bytes_free)} free on that disk"
-        return f"{text}; {size_text(self.bytes_needed)} needed{free}"
+        return f"{text}, {size_text(self.bytes_needed)} needed{free}"
 
 
 @dataclass(frozen=True)
