@@ -16,7 +16,7 @@ from .dtypes import TensorSpec
 from .execute import BLOCK, whole_tensors
 from .fused import wanted as compiles
 from .graph import Node, walk
-from .summaries import KTH_MAGNITUDE, MAGNITUDE_BIN
+from .summaries import HIGH_BINS, KTH_MAGNITUDE, MAGNITUDE_BIN
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,11 @@ def _kind(node: Node) -> str:
 
 
 def peak_memory(node: Node, threads: int, *, compiled: bool) -> int:
-    """The interpreter, and for each thread the blocks that one evaluation holds at a time."""
+    """The interpreter, and for each thread the blocks of one evaluation and the histograms of two results under way."""
     largest = max((s.size for s in node.spec.values()), default=0)
     block = largest if whole_tensors(node) else min(BLOCK, largest)
     width = max(s.dtype == "F64" for s in node.spec.values()) if node.spec else False
+    nodes = list(walk(node))
+    histograms = sum(n.op in (MAGNITUDE_BIN, KTH_MAGNITUDE) for n in nodes)
     fixed = INTERPRETER_BYTES + (COMPILER_BYTES if compiled else 0)
-    return fixed + threads * block * (8 if width else 4) * (len(list(walk(node))) + 1)
+    return fixed + threads * (block * (8 if width else 4) * (len(nodes) + 1) + histograms * 2 * HIGH_BINS * 8)
