@@ -40,6 +40,12 @@ def _run(arguments: list[str]) -> int:
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, _terminated)
+    with contextlib.suppress(ImportError, ValueError, OSError):  # every shard of every input is an open file
+        import resource
+
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        enough = 65536 if most == resource.RLIM_INFINITY else min(most, 65536)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, enough), most))
     command = arguments[0] if arguments else ""
     as_json = "--json" in arguments
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..errors import StorageError, UsageError
+from ..errors import StorageError, TaskvecError, UsageError, raise_all
 from . import graph
 from .algebra import BASE_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
 from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
@@ -127,38 +127,47 @@ def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, di
 
 
 def check_output(path: Path, node: Node, need: int, *, overwrite: bool) -> None:
-    """Refuse, before any work, an output that is an input, exists, cannot be made or does not fit the disk."""
+    """Refuse, before any work, an output that is an input, exists, cannot be made or does not fit the disk; all at once.
+
+    Raises:
+        UsageError: it would write into an input.  StorageError: it exists, or the disk or its permissions forbid it.
+    """
+    raise_all(list(_obstacles(path, node, need, overwrite=overwrite)))
+
+
+def _obstacles(path: Path, node: Node, need: int, *, overwrite: bool) -> Iterator[TaskvecError]:
     parent = path.absolute().parent
-    for source in sources(node):
-        for file in source.files:
-            if path.exists() and (path.samefile(file) or path.samefile(file.parent)):
-                raise UsageError(
-                    f"the output {path} is an input ({source.label}); inputs are never written. Name another output."
-                )
+    for source in {id(s): s for s in sources(node)}.values():
+        if path.exists() and any(path.samefile(f) or path.samefile(f.parent) for f in source.files):
+            yield UsageError(
+                f"the output {path} is an input ({source.label}); inputs are never written. Name another output."
+            )
+            return
         if source.folder is not None and path.suffix == ".safetensors" and parent.resolve() == source.folder.resolve():
-            raise UsageError(
+            yield UsageError(
                 f"the output {path} lies in the input folder {source.folder}, which would then hold two sets of weights. "
                 "Name another output."
             )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
-            raise StorageError(
+            yield StorageError(
                 f"the output {path} exists. Use --overwrite (overwrite=True) to replace it, or name another."
             )
-        if path.is_dir() and not (path / INFO).exists():
-            raise StorageError(
+        elif path.is_dir() and not (path / INFO).exists():
+            yield StorageError(
                 f"the folder {path} was not written by taskvec (it has no {INFO}) and is not replaced. Name another."
             )
-        if path.is_dir() == (path.suffix == ".safetensors"):
-            raise StorageError(
+        elif path.is_dir() == (path.suffix == ".safetensors"):
+            yield StorageError(
                 f"{path} is {'a folder' if path.is_dir() else 'a file'}; the output would be the other kind. Name another."
             )
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise StorageError(f"cannot write {path}: {existing} is not a folder that can be written to.")
+        yield StorageError(f"cannot write {path}: {existing} is not a folder that can be written to.")
+        return
     free = shutil.disk_usage(existing).free + held_bytes(path)
     if free < need:
-        raise StorageError(f"cannot write {path}: it needs {size_text(need)}, the disk has {size_text(free)} free.")
+        yield StorageError(f"cannot write {path}: it needs {size_text(need)}, the disk has {size_text(free)} free.")
 
 
 def sources(node: Node) -> list[Source]:
