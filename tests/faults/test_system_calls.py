@@ -161,7 +161,7 @@ def every(job: Job, step: int, faults: tuple[str, ...]) -> list[tuple[Call, str]
     return pairs[:: step or 1]
 
 
-SHARE = 13  # prime, so that all kinds of calls and faults get their turn
+SHARE = 17  # prime, so that all kinds of calls and faults get their turn
 
 
 def test_a_share_of_the_calls_fails(job):

@@ -300,7 +300,7 @@ def index_check(folder: Path, watch: Any) -> Callable[[bytes], str]:
 @pytest.mark.xfail(strict=True, reason="a shard's name that is too long for the system is a raw OSError")
 def test_indexes(tmp_path, watch):
     counts = run(indexes(), index_check(tmp_path, watch), 250)
-    assert min(counts["accepted"], counts["refused"]) > 30, counts
+    assert min(counts["accepted"], counts["refused"]) > 5, counts
 
 
 # --- (c) expressions -------------------------------------------------------------------------------------------------------
@@ -492,7 +492,7 @@ def recipe_check(folder: Path, watch: Any) -> Callable[[str], str]:
 
 def test_recipes(tmp_path, watch):
     counts = run(recipes(), recipe_check(tmp_path, watch), 500)
-    assert counts["accepted"] > 20 and counts["refused"] > 200, counts
+    assert counts["accepted"] > 10 and counts["refused"] > 200, counts
 
 
 # --- (e) what an output says of itself ------------------------------------------------------------------------------------
