@@ -259,20 +259,21 @@ def scattered(bins: int) -> np.ndarray:
 
 def _philox() -> str:
     """Philox-4x64-10 (Salmon et al. 2011) as numpy.random.Philox runs it: the counter is raised before each group."""
-    lines = [
-        "define void @philox(i64 %first, i64 %groups, ptr noalias %out, i64 %key0, i64 %key1) {",
-        "entry:", "  br label %head", "head:",
+    keys = [["%key0", "%key1"]]
+    lines = ["define void @philox(i64 %first, i64 %groups, ptr noalias %out, i64 %key0, i64 %key1) {", "entry:"]
+    for r in range(1, 10):
+        keys.append([f"%k{j}.{r}" for j in range(2)])
+        for j, weyl in enumerate((0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)):
+            lines.append(f"  {keys[r][j]} = add i64 {keys[r - 1][j]}, {weyl}")
+    lines += [
+        "  br label %head", "head:",
         "  %i = phi i64 [ 0, %entry ], [ %next, %body ]",
         "  %more = icmp ult i64 %i, %groups",
         "  br i1 %more, label %body, label %done", "body:",
         "  %c.0.0 = add i64 %first, %i", "  %c.0.0p = add i64 %c.0.0, 1",
     ]  # fmt: skip
-    c, k = ["%c.0.0p", "0", "0", "0"], ["%key0", "%key1"]
-    for r in range(10):
-        if r:
-            for j, weyl in enumerate((0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)):
-                lines.append(f"  %k{j}.{r} = add i64 {k[j]}, {weyl}")
-                k[j] = f"%k{j}.{r}"
+    c = ["%c.0.0p", "0", "0", "0"]
+    for r, k in enumerate(keys):
         for j, multiplier in enumerate((0xD2E7470EE14C6C93, 0xCA5A826395121157)):
             lines += [
                 f"  %w{j}.{r} = zext i64 {c[2 * j]} to i128",
