@@ -24,7 +24,9 @@ from .dtypes import DTYPES, widen
 from .entry import Count, Histogram, Total, Words
 from .execute import Block, Values, params_of, resolve
 from .graph import Node
-from .loops import PHILOX, WIDTH, scattered, write
+from .loops import WIDTH, scattered, write
+from .philox import LANES as GROUPS
+from .philox import philox
 from .sketch import HISTOGRAMS as HISTOGRAMS
 from .sketch import Sketch, Unfit, sketch
 from .summaries import LANES, add_lanes
@@ -189,11 +191,12 @@ class _Jit:
         with self._lock:
             if self._philox is None:
                 kind = ctypes.CFUNCTYPE(None, *[ctypes.c_uint64] * 2, ctypes.c_void_p, *[ctypes.c_uint64] * 2)
-                self._philox = kind(self.compile("philox", PHILOX))
+                self._philox = kind(self.compile("philox", philox()))
         first, skip = divmod(words.first, 8)
-        groups = (skip + count + 7) // 8
-        out = np.empty(8 * groups, np.uint32)
-        self._philox(first, groups, out.ctypes.data, *words.key)
+        turn = 8 * GROUPS
+        turns = (skip + count + turn - 1) // turn
+        out = np.empty(turn * turns, np.uint32)
+        self._philox(first, turns, out.ctypes.data, *words.key)
         return out[skip : skip + count]
 
 
