@@ -31,7 +31,7 @@ from .sketch import HISTOGRAMS as HISTOGRAMS
 from .sketch import Sketch, Unfit, sketch
 from .summaries import LANES, add_lanes
 
-WORTHWHILE = 200_000_000  # bytes to read; below, importing and compiling costs more than it saves
+WORTHWHILE = 100_000_000  # bytes to read; below, importing and compiling (60 ms) costs more than it saves
 SWITCH = "TASKVEC_FAST"  # 0: never, 1: whatever the size
 
 
