@@ -5,6 +5,7 @@ What is promised, and where it is tested:
 ==========================================================  ==============================================================
 a system call fails (full disk, I/O error), the n-th, any n   test_system_calls.py
 a process dies at the n-th system call, any n                 test_system_calls.py
+an input cannot be read                                       test_system_calls.py
 files reach the disk before the name does                     test_system_calls.py (order of fsync and rename)
 kill -9 at random points, then resume: the same bytes         test_kills.py
 Ctrl-C and SIGTERM keep what is safe, in time                 test_kills.py
