@@ -163,7 +163,7 @@ def every(job: Job, step: int, faults: tuple[str, ...]) -> list[tuple[Call, str]
     return pairs[:: step or 1]
 
 
-SHARE = 17  # prime, so that all kinds of calls and faults get their turn
+SHARE = 23  # prime, so that all kinds of calls and faults get their turn
 
 
 def test_a_share_of_the_calls_fails(job):
@@ -184,7 +184,7 @@ def test_every_call_fails(fault, job):
     reason="a failure before the staging folder is in use leaves it behind; one after the rename says nothing was changed",
 )
 def test_calls_that_are_not_yet_handled(job):
-    wrong = run(job, "known", [(c, EIO) for c in job.calls if known(c, str(job.clean))])
+    wrong = run(job, "known", [(c, EIO) for c in job.calls if known(c, str(job.clean))][::3])
     assert not wrong, "\n".join(wrong)
 
 
