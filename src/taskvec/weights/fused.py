@@ -156,6 +156,8 @@ class _Jit:
     def __init__(self) -> None:
         import llvmlite.binding as llvm  # type: ignore[import-not-found]
 
+        if llvm.llvm_version_info < (20,):  # another text format for pointers
+            raise ImportError("llvmlite is older than 0.45")
         self._llvm = llvm
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
