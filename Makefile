@@ -8,7 +8,7 @@ export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get g
 unexport PYTHONDONTWRITEBYTECODE
 SYNC = $(BIN)/uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: demo demo-text test check bench bench-edit fuzz clean
+.PHONY: demo demo-text test test-slow check bench bench-edit fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskvec demo --overwrite
@@ -18,6 +18,10 @@ demo-text: $(VENV)/.models
 
 test: $(VENV)/.models
 	$(BIN)/python -m pytest -q
+
+# Every fault at every system call, a tensor of 40 GB, fifty kills, the text demo.
+test-slow: $(VENV)/.models
+	$(BIN)/python -m pytest -q -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks

@@ -102,6 +102,11 @@ def quoted(value: object, limit: int = 120) -> str:
     return said if len(said) <= limit else f"{said[: limit // 2]}...{said[-limit // 2 :]}"
 
 
+def plain(text: object) -> str:
+    """Names come from files and users: control characters, which could drive a terminal or break a line, shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def some(names: Iterable[str], limit: int = 3) -> str:
     """The first few of many names, quoted, with the count of the rest."""
     names = list(names)

@@ -1,4 +1,4 @@
-"""Small text files, written whole or not at all."""
+"""Small text files, written whole or not at all; whether a file is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import secrets
 from pathlib import Path
 
 from .errors import StorageError
+
+
+def exists(path: Path) -> bool:
+    """As `Path.exists`, and False for a name that no file system takes (too long, or with a zero byte)."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def replace_text(path: str | Path, text: str, *, what: str) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, NotACheckpoint, UnknownName, UsageError, nearest, some
+from .files import exists
 from .recipe import parse
 from .weights import Checkpoint, TaskVector, open_weights
 from .weights.execute import Block, blocks, bytes_per_value, in_order, summarise, whole_tensors
@@ -19,6 +20,8 @@ from .weights.hashes import sha256
 from .weights.output import INFO, Output, checkpoint_output, side_files, sources, vector_output
 from .weights.produce import producer
 from .weights.source import Source, open_source
+
+RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite"}
 
 
 @dataclass(frozen=True)
@@ -118,15 +121,22 @@ def verify(
 
 def _recorded(path: Path, found: Source) -> dict[str, Any]:
     """The recipe that an output carries."""
-    text = found.metadata.get("taskvec")
+    text: str | bytes | None = found.metadata.get("taskvec")
     if path.is_dir():
-        text = (path / INFO).read_text(encoding="utf-8") if (path / INFO).is_file() else None
+        text = (path / INFO).read_bytes() if (path / INFO).is_file() else None
     if text is None:
         raise NotACheckpoint(f"{path} carries no recipe ({INFO}, or metadata of the file): taskvec did not write it.")
     try:
         info = json.loads(text)
-        inputs = info["inputs"]
-        sound = isinstance(info["expression"], str) and all(
+        version = info["schema_version"]
+        inputs, dtype = info["inputs"], info["dtype"]
+        sound = (
+            version == 1
+            and set(info) <= RECORDED
+            and isinstance(info["expression"], str)
+            and isinstance(dtype, str | None)
+        )
+        sound = sound and all(
             isinstance(i["fingerprint"], str) and isinstance(i["sha256"], dict) and isinstance(i["read"], str | None)
             for i in inputs.values()
         )
@@ -134,7 +144,7 @@ def _recorded(path: Path, found: Source) -> dict[str, Any]:
             return info
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise NotACheckpoint(f"the recipe that {path} carries is damaged; it cannot be verified.")
+    raise NotACheckpoint(f"the recipe that {path} carries is damaged, or of a later version; it cannot be verified.")
 
 
 def _open_inputs(
@@ -154,7 +164,7 @@ def _open_inputs(
         inside = (
             not place.is_absolute() and ".." not in place.parts and place != Path()
         )  # what a recipe says is not trusted
-        fitting = [p for p in (path.absolute().parent / place, Path.cwd() / place) if inside and p.exists()]
+        fitting = [p for p in (path.absolute().parent / place, Path.cwd() / place) if inside and exists(p)]
         if not fitting:
             missing.append(name)
             continue

@@ -125,7 +125,6 @@ def test_a_pipe_that_closes(command, tmp_path):
     assert writer.returncode in (0, 1, 128 + signal.SIGPIPE) and err == b"", err
 
 
-@pytest.mark.xfail(strict=True, reason="Python has no sys.stdout then, which is taken for granted")
 def test_output_is_there_although_nobody_reads_of_it(tmp_path):
     """stdout and stderr both closed: the edit is made all the same."""
     inputs, out = models(tmp_path), tmp_path / "out"

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -40,6 +41,9 @@ def _run(arguments: list[str]) -> int:
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
             if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
                 signal.signal(number, _terminated)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     with contextlib.suppress(ImportError, ValueError, OSError):  # every shard of every input is an open file
         import resource
 
@@ -92,13 +96,19 @@ def _run(arguments: list[str]) -> int:
         return 0
     except MemoryError:
         return fail("not enough memory.", 4)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            return _bug(error, fail)
+        return fail("not enough memory to start a thread, or too many processes. Try --threads 1.", 4)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         return fail(f"{error.strerror or error}{where}.", 4)
     except Exception as error:
-        if os.environ.get("TASKVEC_DEBUG"):
-            raise
-        return fail(
-            f"a bug in taskvec: {type(error).__name__}: {error}. Set TASKVEC_DEBUG=1 to see where, and please report it.",
-            1,
-        )
+        return _bug(error, fail)
+
+
+def _bug(error: Exception, fail: Callable[[str, int], int]) -> int:
+    if os.environ.get("TASKVEC_DEBUG"):
+        raise error
+    said = f"{type(error).__name__}: {error}. Set TASKVEC_DEBUG=1 to see where, and please report it."
+    return fail(f"a bug in taskvec: {said}", 1)

@@ -13,6 +13,7 @@ import click
 
 from .. import __version__
 from ..errors import CheckFailed, NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
+from ..files import exists
 from .terminal import note, plain, print_json, progress, rate
 
 
@@ -127,7 +128,7 @@ def diff(
     if as_json:
         print_json("diff", saved)
     else:
-        print(f"{out}: {saved['tensors']} tensors, {saved['values']:,} values, norm {saved['norm']:.4g}")
+        print(f"{plain(out)}: {saved['tensors']} tensors, {saved['values']:,} values, norm {saved['norm']:.4g}")
 
 
 def _measured(path: Path) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def edit(
     if as_json:
         print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
     else:
-        print(f"{out}: {facts.expression} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)")
+        print(f"{plain(out)}: {facts.expression} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)")
     return None
 
 
@@ -276,10 +277,7 @@ def _is_weights(edit: str, lets: tuple[str, ...]) -> bool:
     path = Path(edit)
     if lets or path.suffix in (".yaml", ".yml"):
         return False
-    try:
-        return path.exists() or path.suffix == ".safetensors"
-    except (OSError, ValueError):  # too long for a file name
-        return False
+    return path.suffix == ".safetensors" or exists(path)
 
 
 def _show_explanation(facts: Any, as_json: bool) -> None:
@@ -451,7 +449,7 @@ def report(results: Path, out: Path, title: str | None, as_json: bool) -> None:
     if as_json:
         print_json("report", {"output": str(out), "results": [r.title for r in found]})
     else:
-        print(f"{out}: {len(found)} results")
+        print(f"{plain(out)}: {len(found)} results")
 
 
 def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ..errors import plain
+
 
 def note(text: str) -> None:
     print("note: " + "\n".join(map(plain, text.split("\n"))), file=sys.stderr)
@@ -17,11 +19,6 @@ def say_error(text: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
         print("error: " + "\n".join(map(plain, text.split("\n"))), file=sys.stderr)
     return code
-
-
-def plain(text: str) -> str:
-    """Names come from files: control characters, which could drive the terminal, are shown escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(command: str, document: dict[str, Any]) -> None:

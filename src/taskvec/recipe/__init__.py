@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TaskvecError, UsageError, collecting, nearest, raise_all
+from ..files import exists
 from ..methods import METHODS
 from ..weights import open_weights
+from ..weights.hashes import sha256
 from .expression import FUNCTIONS, LONGEST, Broken, Value, parse, parse_into
 
 __all__ = ["FUNCTIONS", "LONGEST", "Recipe", "check_name", "load", "parse"]
@@ -160,12 +162,9 @@ class _Names(Mapping[str, "Value | Broken"]):
 
 
 def _check_hash(name: str, path: Path, expected: str) -> None:
-    import hashlib
-
-    if not path.is_file():
+    if exists(path) and not path.is_file():
         raise UsageError(f"let.{name}: sha256 is checked for single files; {path} is not one.")
-    with path.open("rb") as f:
-        found = hashlib.file_digest(f, "sha256").hexdigest()
+    found = sha256(path, fresh=True)
     if found != expected:
         raise InputError(f"let.{name}: {path} has sha256 {found}, the recipe expects {expected}. It is another file.")
 

@@ -85,30 +85,15 @@ def parse_dtype(text: str) -> str:
 
 def widen(stored: np.ndarray) -> np.ndarray:
     """Stored values in working precision: float32, or float64 where the file holds float64."""
-    if stored.dtype == FLOATS["BF16"]:
-        # The bits of a bfloat16 are the upper half of a float32; shifting is several times faster than astype.
-        bits = np.empty(stored.shape, np.uint32)
-        np.copyto(bits, stored.view(np.uint16))
-        np.left_shift(bits, 16, out=bits)
-        return bits.view(np.float32)
-    if stored.dtype in (np.float32, np.float64):
-        return stored
-    return stored.astype(np.float32)
+    return stored if stored.dtype in (np.float32, np.float64) else stored.astype(np.float32)
 
 
 def narrow(values: np.ndarray, dtype: str) -> np.ndarray:
     """Working values rounded once (to nearest, ties to even) to the stored format `dtype`."""
     if values.dtype == np.float64 and dtype in ("BF16", "F8_E4M3", "F8_E5M2"):
         values = _to_odd(values)  # ml_dtypes converts through float32, which would round twice
-    if dtype == "BF16":
-        bits = values.reshape(-1).view(np.uint32)
-        rounded = np.right_shift(bits, 16)
-        np.bitwise_and(rounded, 1, out=rounded)
-        np.add(rounded, 0x7FFF, out=rounded)
-        np.add(rounded, bits, out=rounded)
-        np.right_shift(rounded, 16, out=rounded)
-        return rounded.astype(np.uint16).view(FLOATS["BF16"]).reshape(values.shape)
-    with np.errstate(over="ignore"):  # an overflow becomes inf here and is reported with its tensor's name
+    # An overflow becomes inf here, and is reported with its tensor's name; a NaN stays one, signalling or not.
+    with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(FLOATS[dtype], copy=False)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
-from ..errors import StorageError, TaskvecError, UsageError, raise_all
+from ..errors import StorageError, TaskvecError, UsageError, plain, raise_all
 from . import graph
 from .algebra import BASE_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
 from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
@@ -82,7 +82,7 @@ def checkpoint_output(
     spec = {n: TensorSpec(target if target and s.is_float else s.dtype, s.shape) for n, s in point.spec.items()}
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise UsageError(
-            f"cannot write {path}: pickles are read but not written. Name a folder or a .safetensors file."
+            f"cannot write {plain(path)}: pickles are read but not written. Name a folder or a .safetensors file."
         )
     files = (
         {"": spec}
@@ -99,7 +99,9 @@ def vector_output(vector: TaskVector, path: Path) -> Output:
         UsageError: the name is not that of a .safetensors file.
     """
     if path.suffix != ".safetensors":
-        raise UsageError(f"cannot write the task vector {path}: a vector is one file whose name ends in .safetensors.")
+        raise UsageError(
+            f"cannot write the task vector {plain(path)}: a vector is one file whose name ends in .safetensors."
+        )
     spec = {n: TensorSpec("F64" if s.dtype == "F64" else "F32", s.shape) for n, s in vector.spec.items()}
     metadata = {"format": "pt", VECTOR_KIND: "vector", "taskvec.base_label": vector.base.label}
     if vector.base.fingerprint:
@@ -140,34 +142,36 @@ def _obstacles(path: Path, node: Node, need: int, *, overwrite: bool) -> Iterato
     for source in {id(s): s for s in sources(node)}.values():
         if path.exists() and any(path.samefile(f) or path.samefile(f.parent) for f in source.files):
             yield UsageError(
-                f"the output {path} is an input ({source.label}); inputs are never written. Name another output."
+                f"the output {plain(path)} is an input ({source.label}); inputs are never written. Name another output."
             )
             return
         if source.folder is not None and path.suffix == ".safetensors" and parent.resolve() == source.folder.resolve():
             yield UsageError(
-                f"the output {path} lies in the input folder {source.folder}, which would then hold two sets of weights. "
+                f"the output {plain(path)} lies in the input folder {source.folder}, which would then hold two sets of weights. "
                 "Name another output."
             )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         if not overwrite:
             yield StorageError(
-                f"the output {path} exists. Use --overwrite (overwrite=True) to replace it, or name another."
+                f"the output {plain(path)} exists. Use --overwrite (overwrite=True) to replace it, or name another."
             )
         elif path.is_dir() and not (path / INFO).exists():
             yield StorageError(
-                f"the folder {path} was not written by taskvec (it has no {INFO}) and is not replaced. Name another."
+                f"the folder {plain(path)} was not written by taskvec (it has no {INFO}) and is not replaced. Name another."
             )
         elif path.is_dir() == (path.suffix == ".safetensors"):
             yield StorageError(
-                f"{path} is {'a folder' if path.is_dir() else 'a file'}; the output would be the other kind. Name another."
+                f"{plain(path)} is {'a folder' if path.is_dir() else 'a file'}; the output would be the other kind. Name another."
             )
     existing = next(p for p in (parent, *parent.parents) if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield StorageError(f"cannot write {path}: {existing} is not a folder that can be written to.")
+        yield StorageError(f"cannot write {plain(path)}: {existing} is not a folder that can be written to.")
         return
     free = shutil.disk_usage(existing).free + held_bytes(path)
     if free < need:
-        yield StorageError(f"cannot write {path}: it needs {size_text(need)}, the disk has {size_text(free)} free.")
+        yield StorageError(
+            f"cannot write {plain(path)}: it needs {size_text(need)}, the disk has {size_text(free)} free."
+        )
 
 
 def sources(node: Node) -> list[Source]:

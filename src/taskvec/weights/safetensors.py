@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, NotACheckpoint, quoted, some
+from ..files import exists
 from .dtypes import DTYPES, TensorSpec
 
 MAX_HEADER = 100_000_000
@@ -213,7 +214,7 @@ class SafetensorsFile:
 
     def __init__(self, path: Path, label: str):
         self.path, self.label = path, label
-        if path.exists() and not path.is_file():
+        if exists(path) and not path.is_file():
             raise InputError(f"cannot open {label}: it is not a regular file.")
         try:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -221,7 +222,7 @@ class SafetensorsFile:
             raise InputError(f"cannot open {label}: {error.strerror}.") from error
         self._close = weakref.finalize(self, os.close, self._fd)
         size = os.fstat(self._fd).st_size
-        first = os.pread(self._fd, 64, 0)
+        first = self._pread(64, 0)
         # The first bytes are a length and can look like anything, a pickle's included; a header begins with a brace.
         kind = "" if first[8:9] == b"{" else _disguise(first)
         if kind or len(first) < 8:
@@ -232,7 +233,13 @@ class SafetensorsFile:
                 f"{label} is not a sound safetensors file: it announces a header of {length:,} bytes, "
                 f"the file has {size:,} (limit {MAX_HEADER:,})."
             )
-        self.header = parse_header(os.pread(self._fd, length, 8), size, label)
+        self.header = parse_header(self._pread(length, 8), size, label)
+
+    def _pread(self, count: int, at: int) -> bytes:
+        try:
+            return os.pread(self._fd, count, at)
+        except OSError as error:
+            raise InputError(f"cannot read the header of {self.label}: {error.strerror}.") from error
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         spec = self.header.spec[name]

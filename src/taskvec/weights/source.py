@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..errors import (
     raise_all,
     some,
 )
+from ..files import exists
 from .dtypes import NAMES, TensorSpec
 from .safetensors import SafetensorsFile, unique
 
@@ -171,7 +173,7 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     path = Path(path)
     # File names need not be text; labels go into headers, which must be.
     label = (label or path.stem or str(path)).encode("utf-8", "replace").decode()
-    if not path.exists():
+    if not exists(path):
         raise InputError(f"{path} does not exist.{_near(path)}")
     if path.is_dir():
         return _open_folder(path, label)
@@ -257,12 +259,20 @@ def _indexed(folder: Path, index: Path, mistakes: list[TaskvecError]) -> dict[Pa
                 f"{index}: tensor {quoted(names[0])} points to {file}{more}; a shard must be a plain file name in that folder."
             )
         )
-    missing = [file for file in promised if not (folder / file).exists()]
+    missing = [file for file in promised if not exists(folder / file)]
     if missing:
         which = f"shard {missing[0]!r} named by {index.name} is" if len(missing) == 1 else (
             f"{len(missing)} shards {some(sorted(missing), 10)} named by {index.name} are"
         )  # fmt: skip
         mistakes.append(NotACheckpoint(f"{folder}: the {which} missing."))
+    left_out = _unlisted(folder, promised.keys())
+    if left_out:
+        mistakes.append(
+            NotACheckpoint(
+                f"{folder} holds shards that {index.name} does not list: {some(left_out)}. The index is damaged or of "
+                "another model; half of a model is not taken for the whole."
+            )
+        )
     kept = {}
     for file in sorted(promised.keys() - missing):
         if _inside(folder / file, folder):
@@ -270,6 +280,14 @@ def _indexed(folder: Path, index: Path, mistakes: list[TaskvecError]) -> dict[Pa
         else:
             mistakes.append(NotACheckpoint(f"{folder}: the shard {file!r} is a link that leaves the folder."))
     return kept
+
+
+def _unlisted(folder: Path, listed: Iterable[str]) -> list[str]:
+    """Files named as parts of the same set (``NAME-00002-of-00005``) that the index leaves out."""
+    parts = [re.fullmatch(r"(.*)-\d+(-of-\d+\..*)", file) for file in listed]
+    sets = {(m[1], m[2]) for m in parts if m}
+    there = [(f.name, re.fullmatch(r"(.*)-\d+(-of-\d+\..*)", f.name)) for f in folder.iterdir()]
+    return sorted({name for name, m in there if m and (m[1], m[2]) in sets} - set(listed))
 
 
 def _open_shards(

@@ -16,17 +16,19 @@ import ctypes
 import errno
 import fcntl
 import functools
+import hashlib
 import json
 import logging
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StorageError
+from ..errors import StorageError, plain
 from ..files import replace_text
 
 log = logging.getLogger("taskvec")
@@ -55,8 +57,11 @@ class Staging:
         """Note that the first `done` blocks are on disk for good; whoever calls has synced them."""
         if self.plan is None:
             return
-        table = {"plan": self.plan, "done": done, "inode": self.out.stat().st_ino, "summaries": dict(self.summaries)}
-        replace_text(self.journal, json.dumps(table), what="the journal")
+        table = {"plan": self.plan, "done": done, "inode": self.out.lstat().st_ino, "summaries": dict(self.summaries)}
+        try:
+            replace_text(self.journal, json.dumps({**table, "check": _check(table)}), what="the journal")
+        except StorageError as error:  # of no interest to whoever asked for the target
+            raise error.__cause__ or error from None
         self.done = done
 
 
@@ -89,22 +94,24 @@ def staged(target: Path, *, folder: bool, plan: str | None, overwrite: bool) -> 
         target = target.resolve()
     place = staging_folder(target)
     made = [p for p in place.parents if not p.exists()]
+    keep = placed = False
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place, target):
-            work = _begin(target, place, folder=folder, plan=plan)
-            keep = False
             try:
+                work = _begin(target, place, folder=folder, plan=plan)
                 yield work
                 _sync_all(work.out)
                 with _unbroken():
                     put(work.out, target, overwrite=overwrite)
+                    placed = True
                     _sync(target.absolute().parent)
             except BaseException as error:
-                keep = work.journal.exists() and (isinstance(error, OSError) or not isinstance(error, Exception))
+                passing = isinstance(error, OSError) or not isinstance(error, Exception)
+                keep = passing and not placed and (place / "journal.json").exists()
                 if keep:
                     error.add_note(
-                        f"What is finished is kept in {place}: the same command continues from there; to give up, remove it."
+                        f"What is finished is kept in {plain(place)}: the same command continues from there; to give up, remove it."
                     )
                 raise
             finally:
@@ -113,7 +120,10 @@ def staged(target: Path, *, folder: bool, plan: str | None, overwrite: bool) -> 
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        failed = StorageError(f"cannot write {target}: {error.strerror or error}. The target was not changed.")
+        said = f"cannot write {plain(target)}: {error.strerror or error}. The target was not changed."
+        if placed:
+            said = f"{plain(target)} is complete and in its place, but the disk did not confirm it: {error.strerror or error}."
+        failed = StorageError(said)
         for said in getattr(error, "__notes__", ()):
             failed.add_note(said)
         raise failed from error
@@ -124,16 +134,20 @@ def staged(target: Path, *, folder: bool, plan: str | None, overwrite: bool) -> 
 
 
 def sweep(target: Path) -> None:
-    """Remove what a run left behind that was killed after it had put its output in place."""
+    """Clean up after a run that was killed while it put its output in place, or just after."""
     place = staging_folder(target)
-    if place.exists() and _journal(place, plan=None) is None and target.exists():
-        with contextlib.suppress(OSError), _locked(place, target):
+    if not place.is_dir() or place.is_symlink():
+        return
+    with contextlib.suppress(OSError), _locked(place, target):
+        if (place / "old").exists() and not target.exists():  # between two renames
+            (place / "old").rename(target)
+        if target.exists() and _journal(place, plan=None) is None:
             _remove(place)
 
 
 def _begin(target: Path, place: Path, *, folder: bool, plan: str | None) -> Staging:
     found = None if plan is None else _journal(place, plan=plan)
-    if found is not None:
+    if found is not None and stat.S_ISDIR((place / "out").lstat().st_mode) == folder:
         log.info("%s: continues from what an earlier run finished.", target)
         return Staging(target, place, plan, found["done"], found["summaries"])
     for old in place.iterdir():
@@ -152,43 +166,69 @@ def _journal(place: Path, *, plan: str | None) -> dict[str, Any] | None:
     """
     try:
         table = json.loads((place / "journal.json").read_text(encoding="utf-8"))
-        if table["inode"] == (place / "out").stat().st_ino and (plan is None or table["plan"] == plan):
-            return {"done": int(table["done"]), "summaries": dict(table["summaries"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        sound = table.pop("check") == _check(table) and table["inode"] == (place / "out").lstat().st_ino
+        sound = sound and type(table["done"]) is int and table["done"] >= 0 and isinstance(table["summaries"], dict)
+        if sound and (plan is None or table["plan"] == plan):
+            return {"done": table["done"], "summaries": table["summaries"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     return None
 
 
+def _check(table: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
 @contextlib.contextmanager
 def _locked(place: Path, target: Path) -> Iterator[None]:
-    """Hold the staging folder's lock, which the system drops when the process ends, however it ends."""
-    while True:
-        place.mkdir(exist_ok=True)
-        try:
-            fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # the run before us has just removed the folder
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(fd)
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise StorageError(
-                f"cannot write {target}: it is in use by another run (process {owner}). Wait for it, or name another output."
-            ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if (place / "lock").stat().st_ino == os.fstat(fd).st_ino:  # else it was removed before we held it
-                break
-        os.close(fd)
+    """Hold the staging folder's lock, which the system drops when the process ends, however it ends.
+
+    A folder that holds nothing but the lock is removed at the end.
+    """
+    fd = -1
     try:
+        while fd < 0:
+            fd = _try_lock(place, target)
         with contextlib.suppress(OSError):  # only for the message of another run
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if fd >= 0 and [p.name for p in place.iterdir()] == ["lock"]:
+                (place / "lock").unlink()
+            place.rmdir()  # if it is empty
+        with contextlib.suppress(OSError):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _try_lock(place: Path, target: Path) -> int:
+    """The lock's descriptor; -1 if the folder vanished meanwhile, so that it is to be tried again."""
+    place.mkdir(exist_ok=True)
+    if place.is_symlink() or place.stat().st_uid != os.geteuid():
+        raise StorageError(
+            f"cannot write {plain(target)}: {plain(place)}, where it would be built, is a link or belongs to somebody else. Remove it."
+        )
+    try:
+        fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except FileNotFoundError:  # the run before us has just removed the folder
+        return -1
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if (place / "lock").stat().st_ino == os.fstat(fd).st_ino:  # else it was removed before we held it
+                return fd
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            owner = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            error = StorageError(
+                f"cannot write {plain(target)}: it is in use by another run (process {owner}). Wait for it, or name another output."
+            )
         os.close(fd)
+        raise error from None
+    os.close(fd)
+    return -1
 
 
 @contextlib.contextmanager
@@ -222,7 +262,7 @@ def put(out: Path, target: Path, *, overwrite: bool) -> None:
             out.rename(target)
     elif not overwrite:
         raise StorageError(
-            f"the output {target} appeared while it was computed; it is not replaced without --overwrite."
+            f"the output {plain(target)} appeared while it was computed; it is not replaced without --overwrite."
         )
     elif out.is_file() and target.is_file():
         out.replace(target)
@@ -245,7 +285,9 @@ def _renameat2(a: Path, b: Path, flags: int) -> bool:
         return True
     code = ctypes.get_errno()
     if code == errno.EEXIST:
-        raise StorageError(f"the output {b} appeared while it was computed; it is not replaced without --overwrite.")
+        raise StorageError(
+            f"the output {plain(b)} appeared while it was computed; it is not replaced without --overwrite."
+        )
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), str(b))

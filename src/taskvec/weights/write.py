@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -116,9 +115,9 @@ def _stream(
         return (block.stop - block.start) * cost.get(block.name, 1)
 
     summaries = _summaries(node, work, progress, threads)
-    whole = whole_tensors(node)
-    jobs = blocks(node, begins, whole=whole)
-    for block in islice(jobs, work.done):
+    jobs = list(blocks(node, begins, whole=whole_tensors(node)))
+    work.done = work.done if work.done <= len(jobs) else 0
+    for block in jobs[: work.done]:
         if progress:
             progress(read_for(block))
     produce = producer(node, output.spec, summaries, point=output.point, strict=output.strict)
@@ -133,7 +132,7 @@ def _stream(
             return out.nbytes
 
         last = {file: list(spec)[-1] for file, spec in output.files.items() if spec}
-        for block, size in in_order(job, jobs, threads=threads):
+        for block, size in in_order(job, jobs[work.done :], threads=threads):
             file = files[block.name]
             written, done = written + size, done + 1
             dirty.add(file)
@@ -167,7 +166,7 @@ def _summaries(
 def _prepare(path: Path, head: bytes, size: int, done: int) -> int:
     """Make a file of the output with its header and all its room; 0 if it was not there to be continued, else `done`."""
     kept = path.exists() and path.stat().st_size == size
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if not kept:
             _reserve(fd, size)
