@@ -21,7 +21,7 @@ from .weights.output import INFO, Output, checkpoint_output, side_files, sources
 from .weights.produce import producer
 from .weights.source import Source, open_source
 
-RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite"}
+RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device"}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def verify(
     inputs: Mapping[str, str | Path] | None = None,
     sample: float | None = None,
     threads: int | None = None,
+    device: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """Compute an output's recorded recipe again and compare it with the output, byte by byte.
@@ -88,6 +89,7 @@ def verify(
         sample: compare only this share of the blocks of 256 K values, in (0, 1), chosen at random with a fixed seed,
             and the first of every tensor. The sha256 of inputs is then taken from the cache where a file is unchanged.
         threads: how many compute.
+        device: where; see `Checkpoint.save`.
         progress: called with the bytes read since the last call.
     Raises:
         NotACheckpoint: not an output of taskvec.
@@ -104,9 +106,9 @@ def verify(
         problems += _changed_input(name, recorded, value, fresh=sample is None)
     allow = "allow" if info.get("on_nonfinite") == "allow" else "error"
     if isinstance(value, Checkpoint):
-        expected = checkpoint_output(value, path, dtype=info.get("dtype"), on_nonfinite=allow)
+        expected = checkpoint_output(value, path, dtype=info.get("dtype"), on_nonfinite=allow, device=device)
     else:
-        expected = vector_output(value, path)
+        expected = vector_output(value, path, device=device)
     spec = expected.spec
     problems += _changed_table(spec, found)
     if path.is_dir():
@@ -115,7 +117,14 @@ def verify(
     differences, values = _compare(expected, found, list(shared), sample, threads, progress)
     share = values / max(1, sum(s.size for s in shared.values())) if shared else 1.0
     return Verification(
-        str(path), info["expression"], len(spec), values, share, differences, tuple(problems), _notes(info)
+        str(path),
+        info["expression"],
+        len(spec),
+        values,
+        share,
+        differences,
+        tuple(problems),
+        _notes(info, expected.device.name),
     )
 
 
@@ -221,13 +230,13 @@ def _compare(
     threads: int | None,
     progress: Callable[[int], None] | None,
 ) -> tuple[tuple[Difference, ...], int]:
-    node, spec = expected.node, expected.spec
+    node = expected.node
     summaries = summarise(node, threads=threads, progress=progress)
-    produce = producer(node, spec, summaries, point=expected.point, strict=expected.strict)
+    produce = producer(expected, summaries)
 
     def chosen() -> Iterator[Block]:
         draw = random.Random(0)
-        for block in blocks(node, names, whole=whole_tensors(node)):
+        for block in blocks(node, names, whole=whole_tensors(node), block=expected.device.block):
             if sample is None or block.start == 0 or draw.random() < sample:
                 yield block
 
@@ -253,8 +262,11 @@ def _compare(
     return tuple(table.values()), values
 
 
-def _notes(info: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(info: Mapping[str, Any], device: str) -> tuple[str, ...]:
     from . import __version__
 
-    made = info.get("taskvec")
-    return () if made == __version__ else (f"the output was made by taskvec {made}, verified by {__version__}.",)
+    made, there = info.get("taskvec"), info.get("device", "cpu")
+    said = () if made == __version__ else (f"the output was made by taskvec {made}, verified by {__version__}.",)
+    if there != device:
+        said += (f"the output was computed on {there}, verified on {device}; decompositions may round differently.",)
+    return said

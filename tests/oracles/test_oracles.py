@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from taskvec.methods import average, dare, random_like, slerp, task_sum, ties
 from taskvec.weights import Checkpoint, TaskVector, execute, lift
-from taskvec.weights.dtypes import narrow, widen
+from taskvec.weights.dtypes import all_finite, narrow, widen
 from taskvec.weights.summaries import KTH_MAGNITUDE, MAGNITUDE_BIN, count_kept
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -222,16 +222,49 @@ def finite_bf16() -> np.ndarray:
 
 def test_every_bfloat16_is_read_exactly():
     x = finite_bf16()
-    np.testing.assert_array_equal(widen(x).view(np.uint32), x.astype(np.float32).view(np.uint32))
+    np.testing.assert_array_equal(widen(x).view(np.uint32), x.view(np.uint16).astype(np.uint32) << 16)
 
 
 @pytest.mark.parametrize("offset", [-0x8000, -0x7FFF, -1, 0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
 def test_rounding_to_bfloat16_is_to_nearest_even(offset):
-    """All values, all half-way points, and what lies a bit beside them, against another implementation."""
+    """All values, all half-way points, and what lies a bit beside them, against integer arithmetic."""
     bits = finite_bf16().view(np.uint16).astype(np.int64) << 16
     x = ((bits + offset) % (1 << 32)).astype(np.uint32).view(np.float32)
     x = x[np.isfinite(x)]
-    np.testing.assert_array_equal(narrow(x, "BF16").view(np.uint16), x.astype(BF16).view(np.uint16))
+    bits = x.view(np.uint32).astype(np.uint64)
+    np.testing.assert_array_equal(narrow(x, "BF16").view(np.uint16), (bits + 0x7FFF + (bits >> 16) % 2) >> 16)
+
+
+SMALL = {"F16": np.float16, "BF16": BF16, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_small_float_is_read_told_finite_and_written(name):
+    kind = np.dtype(SMALL[name])
+    values = np.arange(1 << 8 * kind.itemsize).astype(f"u{kind.itemsize}").view(kind)
+    expected = values.astype(np.float32)
+    np.testing.assert_array_equal(widen(values), expected)
+    assert widen(values[:0]).shape == (0,) and widen(values[3].reshape(())).shape == ()
+    finite = np.isfinite(expected)
+    assert all_finite(values[finite])
+    assert not any(all_finite(values[i : i + 1]) for i in np.flatnonzero(~finite))
+    assert narrow(expected[finite], name).tobytes() == values[finite].tobytes()
+
+
+@pytest.mark.parametrize("name", ["F16", "F8_E4M3", "F8_E5M2"])
+def test_float32_is_rounded_as_by_numpy(name):
+    """Random bits, all half-way points and their neighbours; overflow gives what the format has for it."""
+    kind = np.dtype(SMALL[name])
+    values = np.arange(1 << 8 * kind.itemsize).astype(f"u{kind.itemsize}").view(kind).astype(np.float32)
+    values = np.unique(values[np.isfinite(values)])
+    half = values[:-1] + (values[1:] - values[:-1]) / 2
+    far = np.float32([values[-1] * 1.01, values[-1] * 1.2, -3e38, 3e38, np.inf, -np.inf])
+    drawn = np.random.default_rng(0).integers(0, 1 << 32, 100_000, np.uint32).view(np.float32)
+    x = np.concatenate([half, np.nextafter(half, np.float32(1e9)), np.nextafter(half, np.float32(-1e9)), far, drawn])
+    x = x[~np.isnan(x)]
+    with np.errstate(over="ignore"):
+        expected = x.astype(kind)
+    np.testing.assert_array_equal(narrow(x, name).astype(np.float32), expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16", "F8_E4M3", "F8_E5M2"])

@@ -50,6 +50,7 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing
 _threads = click.option(
     "--threads", type=click.IntRange(1, 256), help="How many threads compute; the result does not depend on it."
 )
+_device = click.option("--device", help="Where it is computed: cpu (the default), cuda or cuda:N (needs torch).")
 _let = click.option(
     "--let",
     "lets",
@@ -150,10 +151,11 @@ def _measured(path: Path) -> dict[str, Any]:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, like `taskvec explain`, and do nothing.")
 @_overwrite
 @_threads
+@_device
 @_json
 def edit(
     edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
-    allow_nonfinite: bool, overwrite: bool, threads: int | None, as_json: bool,
+    allow_nonfinite: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute an edited checkpoint (or task vector) and write it.
 
@@ -169,8 +171,10 @@ def edit(
       rebase(v, base)               use a vector with another base than its own
     """
     from ..weights import Checkpoint, kinship_notes
+    from ..weights.device import device as check_device
     from ..weights.dtypes import parse_dtype
 
+    check_device(device)
     if dry_run:
         facts = _planned(
             edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
@@ -188,6 +192,7 @@ def edit(
         note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
     if out is None:
         raise UsageError("name the output with -o, for example -o out/ (or use --dry-run).")
+    how: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "device": device}
     notes = kinship_notes(value.node)
     for text in notes:
         note(text)
@@ -195,17 +200,9 @@ def edit(
         if isinstance(value, Checkpoint):
             size = None if shard_size is None else _bytes(shard_size)
             allow = "allow" if allow_nonfinite else "error"
-            value.save(
-                out,
-                dtype=dtype,
-                overwrite=overwrite,
-                shard_size=size,
-                on_nonfinite=allow,
-                threads=threads,
-                progress=step,
-            )
+            value.save(out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, **how)
         else:
-            value.save(out, overwrite=overwrite, threads=threads, progress=step)
+            value.save(out, progress=step, **how)
     facts = value.explain(dtype=dtype)
     if as_json:
         print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
@@ -371,8 +368,11 @@ def _show_comparison(found: Any) -> None:
 @_let
 @click.option("--sample", type=float, help="Compare only this share of the values, for example 0.05.")
 @_threads
+@_device
 @_json
-def verify(output: Path, lets: tuple[str, ...], sample: float | None, threads: int | None, as_json: bool) -> None:
+def verify(
+    output: Path, lets: tuple[str, ...], sample: float | None, threads: int | None, device: str | None, as_json: bool
+) -> None:  # fmt: skip
     """Compute the recorded recipe of OUTPUT again, compare every byte, and check that its inputs are unchanged.
 
     \b
@@ -384,7 +384,7 @@ def verify(output: Path, lets: tuple[str, ...], sample: float | None, threads: i
     from ..verify import verify as verify_output
 
     with rate() as step:
-        found = verify_output(output, inputs=_lets(lets), sample=sample, threads=threads, progress=step)
+        found = verify_output(output, inputs=_lets(lets), sample=sample, threads=threads, device=device, progress=step)
     for text in found.notes:
         note(text)
     if as_json:

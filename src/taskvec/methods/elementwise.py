@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from ..weights import Op
 from ..weights.entry import Words
@@ -84,7 +84,7 @@ def drop(arrays: Sequence[Array], *, density: float, seed: str, at: tuple[str, i
     xp = array_namespace(x)
     words = _random_words(seed, at, (x.shape[0] + 1) // 2 + 1).view(np.uint32)
     keep = words[at[1] % 2 :][: x.shape[0]] < round(density * 2**32)
-    return x * (xp.astype(xp.asarray(keep), x.dtype) / density)
+    return x * (xp.astype(xp.asarray(keep, device=device(x)), x.dtype) / density)
 
 
 def noise(arrays: Sequence[Array], *, seed: str, at: tuple[str, int]) -> Array:
@@ -92,7 +92,8 @@ def noise(arrays: Sequence[Array], *, seed: str, at: tuple[str, int]) -> Array:
     (x,) = arrays
     words = _random_words(seed, (at[0], 2 * at[1]), x.shape[0])[: x.shape[0]].view(np.uint32).reshape(-1, 2)
     radius = np.sqrt(-2.0 * np.log((words[:, 0] + 1.0) / 2**32))
-    return array_namespace(x).asarray((radius * np.cos(2 * math.pi / 2**32 * words[:, 1])).astype(x.dtype))
+    xp = array_namespace(x)
+    return xp.astype(xp.asarray(radius * np.cos(2 * math.pi / 2**32 * words[:, 1]), device=device(x)), x.dtype)
 
 
 def rescale(arrays: Sequence[Array], *, norm: float, of: float) -> Array:

@@ -216,7 +216,7 @@ class Checkpoint(_Tensors):
     def save(
         self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
         on_nonfinite: Literal["error", "allow"] = "error", threads: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        device: str | None = None, progress: Callable[[int], None] | None = None,
     ) -> Path:  # fmt: skip
         """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
 
@@ -226,6 +226,8 @@ class Checkpoint(_Tensors):
             shard_size: bytes after which a folder continues in another shard (5 GB unless told).
             on_nonfinite: "allow" copies tensors that no vector touches even if they hold NaN or infinity (masks do).
             threads: how many compute; the result does not depend on it.
+            device: where: ``cpu``, or ``cuda`` or ``cuda:N`` through torch. Element by element the bits are the same;
+                passes over all tensors (norms, cuts) stay on the CPU.
             progress: called with the bytes read since the last call.
         Raises:
             StorageError: the output exists, another run writes it, or the disk is too small or fails. The path is then
@@ -235,7 +237,9 @@ class Checkpoint(_Tensors):
         from .output import checkpoint_output
         from .write import write
 
-        output = checkpoint_output(self, Path(path), dtype=dtype, shard_size=shard_size, on_nonfinite=on_nonfinite)
+        output = checkpoint_output(
+            self, Path(path), dtype=dtype, shard_size=shard_size, on_nonfinite=on_nonfinite, device=device
+        )
         return write(output, overwrite=overwrite, threads=threads, progress=progress)
 
     def __repr__(self) -> str:
@@ -350,14 +354,16 @@ class TaskVector(_Tensors):
         return {name: self._working(name, summaries).copy() for name in self.names}
 
     def save(
-        self, path: str | Path, *, overwrite: bool = False, threads: int | None = None,
+        self, path: str | Path, *, overwrite: bool = False, threads: int | None = None, device: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Path:  # fmt: skip
         """Write the vector as one float32 safetensors file that records the fingerprint of its base (see `Checkpoint.save`)."""
         from .output import vector_output
         from .write import write
 
-        return write(vector_output(self, Path(path)), overwrite=overwrite, threads=threads, progress=progress)
+        return write(
+            vector_output(self, Path(path), device=device), overwrite=overwrite, threads=threads, progress=progress
+        )
 
     def __repr__(self) -> str:
         return f"TaskVector({_said(self.node)}: {len(self.spec)} tensors, {sum(s.size for s in self.spec.values()):,} values)"

@@ -10,12 +10,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..errors import NonFinite
+from .device import CPU, Device
 from .dtypes import DTYPES, all_finite, widen
 from .graph import COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, Node, reads, walk
 
@@ -52,64 +53,75 @@ def whole_tensors(node: Node) -> bool:
     return any(n.op.works_on == "tensor" for n in walk(node))
 
 
-def blocks(node: Node, names: Iterable[str], *, whole: bool) -> Iterator[Block]:
+def blocks(node: Node, names: Iterable[str], *, whole: bool, block: int | None = None) -> Iterator[Block]:
     for name in names:
         size = node.spec[name].size
-        step = max(1, size) if whole else BLOCK
+        step = max(1, size) if whole else block or BLOCK
         for start in range(0, max(1, size), step):
             yield Block(name, start, min(size, start + step))
 
 
-def evaluate(
-    node: Node, block: Block, summaries: Values, cache: dict[tuple[str, str], Any] | None = None
-) -> np.ndarray | None:
+@dataclass(frozen=True)
+class _Frame:
+    """What one block is computed with, and what has been computed of it."""
+
+    summaries: Values
+    device: Device = CPU
+    found: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
+def evaluate(node: Node, block: Block, summaries: Values, *, device: Device = CPU) -> np.ndarray | None:
     """The node's values in one block, in working precision; None where the node has no such name (a zero)."""
-    if cache is None:
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result checks it
-            return evaluate(node, block, summaries, {})
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result checks it
+        values = _evaluate(node, block, _Frame(summaries, device))
+    return None if values is None else device.down(values)
+
+
+def _evaluate(node: Node, block: Block, frame: _Frame) -> Any:
     while node.expansion is not None:
         node = node.expansion
     if block.name not in node.spec:
         return None
     place = (node.key, block.name)
-    if place not in cache:
-        cache[place] = _compute(node, block, summaries, cache)
-    return cache[place]
+    if place not in frame.found:
+        frame.found[place] = _compute(node, block, frame)
+    return frame.found[place]
 
 
-def _compute(node: Node, block: Block, summaries: Values, cache: dict[tuple[str, str], Any]) -> np.ndarray | None:
+def _compute(node: Node, block: Block, frame: _Frame) -> Any:
     if node.op is READ:
-        return _read(node, block)
+        return frame.device.up(_read(node, block))
     if node.op is RENAME:
-        old = Block(node.params["old"][block.name], block.start, block.stop)
-        return evaluate(node.inputs[0], old, summaries, cache)
+        return _evaluate(node.inputs[0], Block(node.params["old"][block.name], block.start, block.stop), frame)
     if node.op in (RESTRICT, REBASE):
-        return evaluate(node.inputs[0], block, summaries, cache)
-    arrays = [evaluate(n, block, summaries, cache) for n in ordered(node, block.name)]
-    if node.op not in ABSENT_IS_NONE:
-        arrays = [np.zeros(block.stop - block.start, np.float32) if a is None else a for a in arrays]
-    params = {k: resolve(v, block.name, summaries) for k, v in params_of(node, block.name).items()}
+        return _evaluate(node.inputs[0], block, frame)
+    arrays = [_evaluate(n, block, frame) for n in ordered(node, block.name)]
+    if node.op not in ABSENT_IS_NONE and any(a is None for a in arrays):
+        zeros = frame.device.up(np.zeros(block.stop - block.start, np.float32))
+        arrays = [zeros if a is None else a for a in arrays]
+    params = {k: resolve(v, block.name, frame.summaries) for k, v in params_of(node, block.name).items()}
     if node.op.random:
         params["at"] = (block.name, block.start)
     if node.op.works_on == "tensor":
         shape = node.spec[block.name].shape
-        return node.op.fn([a.reshape(shape) for a in arrays if a is not None], **params).reshape(-1)
+        return node.op.fn([a.reshape(shape) for a in arrays], **params).reshape(-1)
     return node.op.fn(arrays, **params)
 
 
 def _read(node: Node, block: Block) -> np.ndarray:
+    """The stored values of one block, all finite."""
     source = node.source
     assert source is not None
     stored = source.read(block.name, block.start, block.stop)
-    values = widen(stored)
     if node.spec[block.name].is_float and not all_finite(stored):
+        values = widen(stored)
         bad = np.flatnonzero(~np.isfinite(values))
         raise NonFinite(
             f"{source.label}: tensor {block.name!r} holds {len(bad)} non-finite values in entries {block.start:,} to "
             f"{block.stop:,} (the first is {values[bad[0]]} at {block.start + int(bad[0]):,}). An edit would spread them; "
             "repair the file, or leave that tensor out: restrict(vector, '~NAME')."
         )
-    return values
+    return stored
 
 
 def _order(node: Node, name: str) -> list[int]:
@@ -179,10 +191,10 @@ def summarise(
             quick = fast.run(block, values) if fast else None
             if quick is not None:
                 return quick
-            cache: dict[tuple[str, str], Any] = {}
+            frame = _Frame(values)
             used = [n for n in group if any(block.name in i.spec for i in n.inputs)]
             with np.errstate(over="ignore", invalid="ignore"):  # whoever stores the result checks it
-                return {n.key: _compute(n, block, values, cache) for n in used}
+                return {n.key: _compute(n, block, frame) for n in used}
 
         # Names are taken in sorted order and results in order of blocks: floating-point sums then never depend on
         # the order of the file or on which thread finished first.

@@ -12,19 +12,21 @@ words in full, stays on the NumPy path.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
+import platform
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .dtypes import DTYPES, widen
+from .dtypes import DTYPES, NAMES, widen
 from .entry import Count, Histogram, Total, Words
 from .execute import Block, Values, params_of, resolve
 from .graph import Node
-from .loops import WIDTH, scattered, write
+from .loops import BITS, WIDTH, scattered, write
 from .philox import LANES as GROUPS
 from .philox import philox
 from .sketch import HISTOGRAMS as HISTOGRAMS
@@ -43,16 +45,29 @@ def wanted(nbytes: int) -> bool:
     return importlib.util.find_spec("llvmlite") is not None
 
 
+@functools.cache
+def natural() -> frozenset[str]:
+    """The formats that a loop reads and stores itself; NumPy converts all others, before it or after it."""
+    try:
+        import llvmlite.binding as llvm  # type: ignore[import-not-found]
+
+        halves = platform.machine() in ("aarch64", "arm64") or llvm.get_host_cpu_features().get("f16c")
+    except (ImportError, OSError):
+        halves = False
+    return frozenset(BITS if halves else BITS.keys() - {"F16"})  # without the instructions LLVM calls what is not there
+
+
 class Fused:
     """Compiled loops for some roots: ask `run` for a block. Safe to call on threads.
 
     Args:
         roots: summaries of one pass, or one node whose values are wanted.
-        stored: for a node, the format each tensor is stored in; "F32" for formats rounded outside.
+        stored: for a node, the format each tensor is stored in; values of formats that no loop stores come in float32.
     """
 
     def __init__(self, roots: Sequence[Node], stored: Mapping[str, str] | None = None):
-        self.roots, self.stored = list(roots), stored or {}
+        self.roots = list(roots)
+        self.stored = {n: f if f in natural() else "F32" for n, f in (stored or {}).items()}
         self._sketches: dict[str, Sketch | None] = {}
         self._kernels: dict[Any, _Kernel | None] = {}
         self._lock = threading.Lock()
@@ -80,8 +95,8 @@ class Fused:
         except Unfit:
             return None
         arrays = [node.source.read(old, block.start, block.stop) for node, old in plan.leaves]  # type: ignore[union-attr]
-        arrays = [a if a.dtype == DTYPES["BF16"] else widen(a) for a in arrays]
-        formats = tuple("BF16" if a.dtype == DTYPES["BF16"] else "F32" for a in arrays)
+        arrays = [a if NAMES[a.dtype] in natural() else widen(a) for a in arrays]
+        formats = tuple(NAMES[a.dtype] for a in arrays)
         shape = tuple(s for s, _, _ in flat)
         store = self.stored.get(name, "")
         key = (_key(plan), formats, shape, store)

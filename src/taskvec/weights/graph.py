@@ -187,17 +187,10 @@ def _difference(arrays: list[np.ndarray]) -> np.ndarray:
 def _combine(arrays: list[np.ndarray | None], *, coefficients: tuple[float, ...]) -> np.ndarray | None:
     total: np.ndarray | None = None
     own = False  # whether `total` is ours to change; an input never is
-    spare: np.ndarray | None = None  # for products: one buffer that stays in cache
     for array, c in zip(arrays, coefficients, strict=True):
         if array is None:
             continue
-        if c == 1.0:
-            term = array
-        elif total is None or spare is None or spare.dtype != array.dtype:
-            term = array * c
-            spare = None if total is None else term
-        else:
-            term = np.multiply(array, c, out=spare)
+        term = array if c == 1.0 else array * c
         if total is None:
             total, own = term, term is not array
         elif own and total.dtype == term.dtype:

@@ -16,6 +16,7 @@ from .sketch import Sketch
 from .summaries import LANES
 
 WIDTH = 16  # entries a turn of the loop
+BITS = {"F32": "i32", "BF16": "i16", "F16": "i16"}  # the formats that a loop can read and store
 
 
 def write(
@@ -102,25 +103,28 @@ def _body(
         at = code.emit(f"getelementptr {base}, ptr %in{number}, i64 {i}")
         return code.emit(f"load {code.type(base)}, ptr {at}, align 1")
 
-    def heed(base: str, bits: str, magnitude: int) -> None:
+    def heed(format: str, bits: str) -> None:
         """Keep the largest magnitude of stored bits: at or above infinity's, something is not finite."""
+        base = BITS[format]
         type_, state = code.type(base), f"%h{base[1:]}_{code.width}"
         mangled = base if code.width == 1 else f"v{code.width}{base}"
-        size = code.emit(f"and {type_} {bits}, {code.constant(base, magnitude)}")
+        size = code.emit(f"and {type_} {bits}, {code.constant(base, (1 << int(base[1:]) - 1) - 1)}")
+        if format == "F16":  # so that its infinity lies where that of BF16 does
+            size = code.emit(f"add {type_} {size}, {code.constant(base, 0x7F80 - 0x7C00)}")
         old = code.emit(f"load {type_}, ptr {state}")
         new = code.emit(f"call {type_} @llvm.umax.{mangled}({type_} {size}, {type_} {old})")
         code.line(f"store {type_} {new}, ptr {state}")
 
     def leaf(number: int) -> Entry:
         word = code.type("i32")
+        bits = load(number, BITS[formats[number]])
+        heed(formats[number], bits)
+        if formats[number] == "F16":
+            short = code.emit(f"bitcast {code.type('i16')} {bits} to {code.type('half')}")
+            return Entry(code, "number", code.emit(f"fpext {code.type('half')} {short} to {code.type('float')}"))
         if formats[number] == "BF16":
-            raw = load(number, "i16")
-            heed("i16", raw, 0x7FFF)
-            wide = code.emit(f"zext {code.type('i16')} {raw} to {word}")
+            wide = code.emit(f"zext {code.type('i16')} {bits} to {word}")
             bits = code.emit(f"shl {word} {wide}, {code.constant('i32', 16)}")
-        else:
-            bits = load(number, "i32")
-            heed("i32", bits, 0x7FFFFFFF)
         return Entry(code, "number", code.emit(f"bitcast {word} {bits} to {code.type('float')}"))
 
     def given(params: dict[str, Any]) -> dict[str, Any]:
@@ -163,8 +167,11 @@ def _body(
             up = code.emit(f"add {word} {half}, {bits}")
             down = code.emit(f"lshr {word} {up}, {code.constant('i32', 16)}")
             bits = code.emit(f"trunc {word} {down} to {code.type('i16')}")
-        base = "i16" if store == "BF16" else "i32"
-        heed(base, bits, 0x7FFF if store == "BF16" else 0x7FFFFFFF)
+        elif store == "F16":
+            short = code.emit(f"fptrunc {code.type('float')} {values[0].at} to {code.type('half')}")
+            bits = code.emit(f"bitcast {code.type('half')} {short} to {code.type('i16')}")
+        heed(store, bits)
+        base = BITS[store]
         at = code.emit(f"getelementptr {base}, ptr %out, i64 {i}")
         code.line(f"store {code.type(base)} {bits}, ptr {at}, align 1")
     return reductions

@@ -17,6 +17,8 @@ from .. import __version__
 from ..errors import StorageError, TaskvecError, UsageError, plain, raise_all
 from . import graph
 from .algebra import BASE_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
+from .device import CPU, Device
+from .device import device as named
 from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
 from .graph import Node
 from .lineage import root
@@ -47,6 +49,7 @@ class Output:
         point: a checkpoint, else a task vector.
         dtype: the format asked for, if one was.
         strict: refuse NaN and infinity also in tensors that are only copied.
+        device: where it is computed.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Output:
     point: bool
     dtype: str | None = None
     strict: bool = True
+    device: Device = CPU
 
     @property
     def single(self) -> bool:
@@ -71,7 +75,7 @@ class Output:
 
 def checkpoint_output(
     point: Checkpoint, path: Path, *, dtype: str | None = None, shard_size: int | None = None,
-    on_nonfinite: Literal["error", "allow"] = "error",
+    on_nonfinite: Literal["error", "allow"] = "error", device: str | None = None,
 ) -> Output:  # fmt: skip
     """The output that `Checkpoint.save` would write.
 
@@ -89,10 +93,10 @@ def checkpoint_output(
         if path.suffix == ".safetensors"
         else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
     )
-    return Output(path, point.node, files, {"format": "pt"}, True, target, on_nonfinite == "error")
+    return Output(path, point.node, files, {"format": "pt"}, True, target, on_nonfinite == "error", named(device))
 
 
-def vector_output(vector: TaskVector, path: Path) -> Output:
+def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) -> Output:
     """The output that `TaskVector.save` would write.
 
     Raises:
@@ -108,7 +112,7 @@ def vector_output(vector: TaskVector, path: Path) -> Output:
         metadata[BASE_KEY] = vector.base.fingerprint
     if vector.partial:
         metadata[PARTIAL_KEY] = "true"
-    return Output(path, vector.node, {"": spec}, metadata, False)
+    return Output(path, vector.node, {"": spec}, metadata, False, device=named(device))
 
 
 def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, dict[str, TensorSpec]]:
@@ -218,7 +222,11 @@ def recipe_of(output: Output, hashes: Mapping[Path, str]) -> dict[str, Any]:
         "schema_version": 1, "taskvec": __version__, "numpy": np.__version__,
         "expression": expression(output.node, names), "inputs": inputs, "dtype": output.dtype,
     }  # fmt: skip
-    return info if output.strict else {**info, "on_nonfinite": "allow"}
+    if not output.strict:
+        info["on_nonfinite"] = "allow"
+    if output.device is not CPU:
+        info["device"] = output.device.name
+    return info
 
 
 def _said_place(source: Source, target: Path) -> str | None:

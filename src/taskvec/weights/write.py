@@ -83,6 +83,7 @@ def _plan(output: Output) -> str | None:
     layouts = [(file, [(n, str(s)) for n, s in held.items()]) for file, held in output.files.items()]
     said = [
         __version__, output.node.digest, layouts, sorted(output.metadata.items()), output.point, output.strict,
+        output.device.name, output.device.block,
         [(size, changed) for source in inputs for _, size, changed in _stats(source.files)],
     ]  # fmt: skip
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()
@@ -115,12 +116,12 @@ def _stream(
         return (block.stop - block.start) * cost.get(block.name, 1)
 
     summaries = _summaries(node, work, progress, threads)
-    jobs = list(blocks(node, begins, whole=whole_tensors(node)))
+    jobs = list(blocks(node, begins, whole=whole_tensors(node), block=output.device.block))
     work.done = work.done if work.done <= len(jobs) else 0
     for block in jobs[: work.done]:
         if progress:
             progress(read_for(block))
-    produce = producer(node, output.spec, summaries, point=output.point, strict=output.strict)
+    produce = producer(output, summaries)
     written, done, dirty = 0, work.done, set()
     with _open_files(output, work.out) as (opened, close), _recorder(output, work) as record:
 
