@@ -41,7 +41,7 @@ FUSED = Costs(
     read=0.3, read_byte=0.1, write=0.6, write_byte=0.3, term=0.02, step=0.1, random=1.8, product=0.05, histogram=0.25
 )
 START_SECONDS = 0.22  # interpreter, imports, headers, renaming the output into place
-COMPILE_SECONDS = 0.11  # each fused pass
+COMPILE_SECONDS = 0.05  # each fused pass: 10 to 20 ms a loop, and the import of the compiler once
 INTERPRETER_BYTES, COMPILER_BYTES = 44_000_000, 70_000_000  # before any tensor is read
 HASH_BYTES = 1.5e9  # sha256 a second
 DISK_BYTES = 1e9  # a second, for the figure "from a disk that reads 1 GB/s"

@@ -206,11 +206,12 @@ def _locked(place: Path, target: Path) -> Iterator[None]:
 def _try_lock(place: Path, target: Path) -> int:
     """The lock's descriptor; -1 if the folder vanished meanwhile, so that it is to be tried again."""
     place.mkdir(exist_ok=True)
-    if place.is_symlink() or place.stat().st_uid != os.geteuid():
-        raise StorageError(
-            f"cannot write {plain(target)}: {plain(place)}, where it would be built, is a link or belongs to somebody else. Remove it."
-        )
     try:
+        if place.is_symlink() or place.stat().st_uid != os.geteuid():
+            raise StorageError(
+                f"cannot write {plain(target)}: {plain(place)}, where it would be built, is a link or belongs to somebody "
+                "else. Remove it."
+            )
         fd = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except FileNotFoundError:  # the run before us has just removed the folder
         return -1
