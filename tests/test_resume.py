@@ -163,11 +163,12 @@ def test_killed_between_the_exchange_and_the_cleaning(edited, tmp_path, monkeypa
     class Killed(BaseException):
         pass
 
-    def killed(_: Path) -> None:
-        raise Killed
+    def killed(place: Path) -> None:
+        if (place / "out").exists():
+            raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(staging, "_remove", killed)
+        patched.setattr(staging, "_clear", killed)
         with pytest.raises(Killed):
             edited(0.6).save(target, overwrite=True)
     assert contents(target) != old and contents(tmp_path / ".out.taskvec" / "out") == old

@@ -135,3 +135,28 @@ def test_output_is_there_although_nobody_reads_of_it(tmp_path):
     assert (content(out) is not None) == (run.returncode == 0)
     table = Checkpoint.read(out).arrays() if run.returncode == 0 else {}
     assert all(np.isfinite(v).all() for v in table.values())
+
+
+AGAIN = """
+import sys
+import taskvec as tv
+
+base = tv.Checkpoint.read(sys.argv[1])
+for _ in range(60):
+    try:
+        base.save(sys.argv[2], overwrite=True)
+    except tv.errors.StorageError as error:
+        assert "in use" in str(error), error
+"""
+
+
+def test_runs_that_begin_while_others_tidy_up(tmp_path):
+    """Folder and lock vanish and come back at any moment; a run either has both or says that another has."""
+    base = Checkpoint.of({"w": np.ones(9, np.float32)}, label="base").save(tmp_path / "base.safetensors")
+    out = tmp_path / "out.safetensors"
+    runs = [
+        subprocess.Popen([sys.executable, "-c", AGAIN, base, out], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    said = [run.communicate(timeout=120)[1] for run in runs]
+    assert all(run.returncode == 0 for run in runs), said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.safetensors", "out.safetensors"]

@@ -116,7 +116,7 @@ def staged(target: Path, *, folder: bool, plan: str | None, overwrite: bool) -> 
                 raise
             finally:
                 if not keep:
-                    _remove(place)
+                    _clear(place)
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -142,7 +142,7 @@ def sweep(target: Path) -> None:
         if (place / "old").exists() and not target.exists():  # between two renames
             (place / "old").rename(target)
         if target.exists() and _journal(place, plan=None) is None:
-            _remove(place)
+            _clear(place)
 
 
 def _begin(target: Path, place: Path, *, folder: bool, plan: str | None) -> Staging:
@@ -150,10 +150,9 @@ def _begin(target: Path, place: Path, *, folder: bool, plan: str | None) -> Stag
     if found is not None and stat.S_ISDIR((place / "out").lstat().st_mode) == folder:
         log.info("%s: continues from what an earlier run finished.", target)
         return Staging(target, place, plan, found["done"], found["summaries"])
-    for old in place.iterdir():
-        if old.name != "lock":
-            _remove(old)
     work = Staging(target, place, plan)
+    work.journal.unlink(missing_ok=True)  # a failure here ends the run: it must not speak of what comes next
+    _clear(place)
     if folder:
         work.out.mkdir()
     return work
@@ -205,7 +204,8 @@ def _locked(place: Path, target: Path) -> Iterator[None]:
 
 def _try_lock(place: Path, target: Path) -> int:
     """The lock's descriptor; -1 if the folder vanished meanwhile, so that it is to be tried again."""
-    place.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(place)
     try:
         if place.is_symlink() or place.stat().st_uid != os.geteuid():
             raise StorageError(
@@ -322,9 +322,14 @@ def _sync(path: Path) -> None:
         os.close(fd)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+def _clear(place: Path) -> None:
+    """Remove all but the lock, which goes last: while it is there no other run comes in."""
+    with contextlib.suppress(OSError):
+        for path in place.iterdir():
+            if path.name == "lock":
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
