@@ -205,7 +205,7 @@ def _locked(place: Path, target: Path) -> Iterator[None]:
 def _try_lock(place: Path, target: Path) -> int:
     """The lock's descriptor; -1 if the folder vanished meanwhile, so that it is to be tried again."""
     with contextlib.suppress(FileExistsError):
-        os.mkdir(place)
+        place.mkdir()
     try:
         if place.is_symlink() or place.stat().st_uid != os.geteuid():
             raise StorageError(
