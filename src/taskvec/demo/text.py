@@ -88,7 +88,7 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         # A task joined of three gets the steps of all three.
         own = spec if any(task is t for t in alone) else replace(spec, steps=3 * spec.steps)
         fitted = fit(model, base, task, regime=upper, spec=own, ascent=ascent, label=task.name)
-        return fitted.checkpoint.restrict(upper.select or "*")
+        return fitted.checkpoint.restrict(fitted.vector.names)
 
     counts = [len(plain["phones"].train), len(plain["phones"].validation), len(plain["phones"].test)]
     return Setting(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..methods import random_like, task_sum
+from ..models.forward import Forward, plain
 from ..results import AdditionResult, Provenance, Row, Score
 from ..search import grid
 from ..tasks.task import Task
@@ -25,6 +26,7 @@ def addition(
     *,
     methods: Mapping[str, TaskVector] | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
+    forward: Forward = plain,
     seed: int = 0,
     title: str = "Addition",
 ) -> AdditionResult:
@@ -43,6 +45,8 @@ def addition(
         methods: further combined vectors by row name, for example ``{"TIES": ties(list(vectors.values()))}``; each is tuned
             in the same way.
         coefficients: the grid; 0 is always tried.
+        forward: through which function everything is evaluated: `plain`, or `linearised` for tangent vectors, and for
+            post-hoc linearisation of others.
         seed: chooses the random vector.
         title: heading in reports.
     Raises:
@@ -62,7 +66,7 @@ def addition(
     noise = random_like(total, seed=seed)
 
     own_validation = {
-        t.name: validation_curves(model, base, vectors[t.name], [t], (1.0,))[t.name][0].value for t in tasks
+        t.name: validation_curves(model, base, vectors[t.name], [t], (1.0,), forward)[t.name][0].value for t in tasks
     }
 
     def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:
@@ -74,14 +78,24 @@ def addition(
 
     own = {}
     for t in tasks:
-        own |= fixed_row("fine-tuned", model, base, vectors[t.name], [t], coefficient=1.0).scores
+        own |= fixed_row("fine-tuned", model, base, vectors[t.name], [t], coefficient=1.0, forward=forward).scores
     rows = [
-        fixed_row("base", model, base, total, tasks, coefficient=0.0),
+        fixed_row("base", model, base, total, tasks, coefficient=0.0, forward=forward),
         Row(name="fine-tuned", scores=own, note="each task by the model fine-tuned on it alone"),
     ]
     for name, vector in {"random vector": noise, "task arithmetic": total, **(methods or {})}.items():
         objective = "largest mean normalised accuracy"
-        row = tuned_row(name, model, base, vector, tasks, coefficients=coefficients, choose=choose, objective=objective)
+        row = tuned_row(
+            name,
+            model,
+            base,
+            vector,
+            tasks,
+            coefficients=coefficients,
+            choose=choose,
+            objective=objective,
+            forward=forward,
+        )
         rows.append(row)
     return AdditionResult(
         title=title,
@@ -90,7 +104,7 @@ def addition(
         provenance=Provenance.now(
             seed=seed,
             inputs={"base": base.fingerprint()},
-            settings={"grid": [coefficients[0], coefficients[-1], len(coefficients)]},
+            settings={"forward": forward.name, "grid": [coefficients[0], coefficients[-1], len(coefficients)]},
         ),
     )
 

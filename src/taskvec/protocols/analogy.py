@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..methods import random_like
+from ..models.forward import Forward, plain
 from ..results import AnalogyResult, Provenance, Score
 from ..search import grid
 from ..tasks.task import Task
@@ -28,6 +29,7 @@ def analogy(
     sources: Mapping[str, TaskVector] | None = None,
     target_tuned: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
+    forward: Forward = plain,
     seed: int = 0,
     title: str = "Analogy",
 ) -> AnalogyResult:
@@ -47,6 +49,8 @@ def analogy(
         sources: what one would do without arithmetic: vectors trained on cells A, B, C, by name; else `b` and `c`.
         target_tuned: the vector trained on D itself.
         coefficients: the grid; 0 is always tried.
+        forward: through which function everything is evaluated: `plain`, or `linearised` for tangent vectors, and for
+            post-hoc linearisation of others.
         seed: chooses the random vector.
         title: heading in reports.
     Raises:
@@ -62,14 +66,23 @@ def analogy(
     def tuned(name: str, vector: TaskVector, note: str = ""):
         objective = f"largest accuracy on {task.name}"
         return tuned_row(
-            name, model, base, vector, tasks, coefficients=coefficients, choose=choose, objective=objective, note=note
+            name,
+            model,
+            base,
+            vector,
+            tasks,
+            coefficients=coefficients,
+            choose=choose,
+            objective=objective,
+            forward=forward,
+            note=note,
         )
 
     sources = sources or {cells.get("B", "B"): b, cells.get("C", "C"): c}
     # Only the winner on validation is read on test, so the choice among sources cannot use the test split.
-    chosen = max(sources, key=lambda n: _validation_peak(model, base, sources[n], task, coefficients))
+    chosen = max(sources, key=lambda n: _validation_peak(model, base, sources[n], task, coefficients, forward))
     rows = [
-        fixed_row("base", model, base, built, tasks, coefficient=0.0),
+        fixed_row("base", model, base, built, tasks, coefficient=0.0, forward=forward),
         tuned("source", sources[chosen], f"trained on {chosen}; the best on validation of {len(sources)}"),
         tuned("random vector", random_like(built, seed=seed)),
         tuned("analogy", built),
@@ -84,12 +97,17 @@ def analogy(
         provenance=Provenance.now(
             seed=seed,
             inputs={"base": base.fingerprint()},
-            settings={"grid": [coefficients[0], coefficients[-1], len(coefficients)], "sources": list(sources)},
+            settings={
+                "forward": forward.name,
+                "grid": [coefficients[0], coefficients[-1], len(coefficients)],
+                "sources": list(sources),
+            },
         ),
     )
 
 
 def _validation_peak(
-    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, task: Task, coefficients: Sequence[float]
-) -> float:
-    return max(s.value for s in validation_curves(model, base, vector, [task], coefficients)[task.name])
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, task: Task, coefficients: Sequence[float],
+    forward: Forward,
+) -> float:  # fmt: skip
+    return max(s.value for s in validation_curves(model, base, vector, [task], coefficients, forward)[task.name])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..methods import random_like
+from ..models.forward import Forward, plain
 from ..results import NegationResult, Provenance, Score
 from ..search import grid
 from ..tasks.task import Task
@@ -28,6 +29,7 @@ def negation(
     control: Task,
     ascent: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
+    forward: Forward = plain,
     control_share: float = 0.95,
     seed: int = 0,
     title: str = "Negation",
@@ -47,6 +49,8 @@ def negation(
         control: what is to be kept.
         ascent: the vector of a model trained on the target with the sign of the loss flipped; it is added, not subtracted.
         coefficients: the grid; 0 is always tried.
+        forward: through which function everything is evaluated: `plain`, or `linearised` for tangent vectors, and for
+            post-hoc linearisation of others.
         control_share: share of the base's control accuracy that must remain.
         seed: chooses the random vector.
         title: heading in reports.
@@ -58,7 +62,7 @@ def negation(
     tasks, coefficients = checked_tasks([target, control]), checked_grid(coefficients)
     if not 0 <= control_share <= 1:
         raise UsageError(f"negation: control_share is {control_share}; it must lie between 0 and 1.")
-    base_control = validation_curves(model, base, vector, [control], (0.0,))[control.name][0].value
+    base_control = validation_curves(model, base, vector, [control], (0.0,), forward)[control.name][0].value
     floor = control_share * base_control
 
     def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:
@@ -70,13 +74,30 @@ def negation(
         candidates["gradient ascent"] = ascent
     candidates["task arithmetic"] = -vector
     rows = [
-        fixed_row("base", model, base, vector, tasks, coefficient=0.0),
-        fixed_row("fine-tuned", model, base, vector, tasks, coefficient=1.0, note=f"fine-tuned on {target.name}"),
+        fixed_row("base", model, base, vector, tasks, coefficient=0.0, forward=forward),
+        fixed_row(
+            "fine-tuned",
+            model,
+            base,
+            vector,
+            tasks,
+            coefficient=1.0,
+            forward=forward,
+            note=f"fine-tuned on {target.name}",
+        ),
     ]
     for name, candidate in candidates.items():
         objective = f"lowest {target.name} with {control.name} at {100 * control_share:g} % of the base's or more"
         row = tuned_row(
-            name, model, base, candidate, tasks, coefficients=coefficients, choose=choose, objective=objective
+            name,
+            model,
+            base,
+            candidate,
+            tasks,
+            coefficients=coefficients,
+            choose=choose,
+            objective=objective,
+            forward=forward,
         )
         kept = row.curve.scores[control.name] if row.curve else ()
         if row.coefficient == 0 and not any(
@@ -94,6 +115,7 @@ def negation(
             seed=seed,
             inputs={"base": base.fingerprint()},
             settings={
+                "forward": forward.name,
                 "grid": [coefficients[0], coefficients[-1], len(coefficients)],
                 "control_share": control_share,
             },

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ..models.forward import Forward
 from ..models.functional import bind, device_of
 from ..results import Curve, Row, Score
 from ..search import along, curves
@@ -25,20 +26,26 @@ Choose = Callable[[Mapping[str, tuple[Score, ...]]], int]
 
 
 def test_scores(
-    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, coefficient: float, tasks: Sequence[Task]
-) -> dict[str, Score]:
-    """Test accuracy of ``base + coefficient * vector`` on each task: one reading of each test split."""
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, coefficient: float, tasks: Sequence[Task],
+    forward: Forward,
+) -> dict[str, Score]:  # fmt: skip
+    """Test accuracy at ``base + coefficient * vector`` on each task: one reading of each test split."""
+    if forward.split is not None:
+        data = {t.name: (t.test, t.needs_head()) for t in tasks}
+        found = curves(model, base, vector, data, coefficients=(coefficient,), forward=forward)
+        return {name: scores[0] for name, scores in found.items()}
     f = bind(model)
     (params,) = along(base, vector, (coefficient,), like=model, device=device_of(model))
     return {t.name: accuracy(f, params, t.test, t.needs_head()) for t in tasks}
 
 
 def validation_curves(
-    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, tasks: Sequence[Task], coefficients: Sequence[float]
-) -> dict[str, tuple[Score, ...]]:
-    """Validation accuracy of ``base + c * vector`` on each task, for each coefficient."""
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, tasks: Sequence[Task], coefficients: Sequence[float],
+    forward: Forward,
+) -> dict[str, tuple[Score, ...]]:  # fmt: skip
+    """Validation accuracy at ``base + c * vector`` on each task, for each coefficient."""
     data = {t.name: (t.validation, t.needs_head()) for t in tasks}
-    return curves(model, base, vector, data, coefficients=coefficients)
+    return curves(model, base, vector, data, coefficients=coefficients, forward=forward)
 
 
 def fixed_row(
@@ -49,10 +56,11 @@ def fixed_row(
     tasks: Sequence[Task],
     *,
     coefficient: float,
+    forward: Forward,
     note: str = "",
 ) -> Row:
     """A row without a choice: the base (coefficient 0) or a fine-tuned model (coefficient 1)."""
-    return Row(name=name, scores=test_scores(model, base, vector, coefficient, tasks), note=note)
+    return Row(name=name, scores=test_scores(model, base, vector, coefficient, tasks, forward), note=note)
 
 
 def tuned_row(
@@ -65,12 +73,13 @@ def tuned_row(
     coefficients: Sequence[float],
     choose: Choose,
     objective: str,
+    forward: Forward,
     note: str = "",
 ) -> Row:
     """A row whose coefficient is chosen on validation, then scored once on test."""
-    scores = validation_curves(model, base, vector, tasks, coefficients)
+    scores = validation_curves(model, base, vector, tasks, coefficients, forward)
     curve = Curve(coefficients=tuple(coefficients), scores=scores, chosen=choose(scores), objective=objective)
-    test = test_scores(model, base, vector, curve.coefficient, tasks)
+    test = test_scores(model, base, vector, curve.coefficient, tasks, forward)
     return Row(name=name, scores=test, coefficient=curve.coefficient, curve=curve, note=note)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NonFinite, UsageError
+from ..models.forward import Forward, plain
 from ..models.functional import Bound, bind, device_of, tensors
 from ..results import Score
 from ..tasks.metrics import accuracy
@@ -77,16 +78,20 @@ def curves(
     data: Mapping[str, tuple[Split, Head]],
     *,
     coefficients: Sequence[float],
+    forward: Forward = plain,
 ) -> dict[str, tuple[Score, ...]]:
-    """Accuracy of ``base + c * vector`` on each of the given splits, for every coefficient.
+    """Accuracy at ``base + c * vector`` on each of the given splits, for every coefficient.
 
     Args:
         model: inputs -> features.
         base, vector: as in `along`.
         data: name -> (split, head). Give validation splits: this function cannot know a test split when it sees one.
         coefficients: the grid.
+        forward: through which function; an affine one is evaluated once, whatever the grid.
     """
     f: Bound = bind(model)
+    if forward.split is not None:
+        return {n: _affine_curve(f, model, base, vector, *d, coefficients, forward) for n, d in data.items()}
     out: dict[str, list[Score]] = {name: [] for name in data}
     for params in along(base, vector, coefficients, like=model, device=device_of(model)):
         for name, (split, head) in data.items():
@@ -100,3 +105,45 @@ def _score(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Hea
         return accuracy(f, params, split, head)
     except NonFinite:
         return Score.share(0, len(split))
+
+
+def _affine_curve(
+    f: Bound, model: torch.nn.Module, base: Checkpoint, vector: TaskVector, split: Split, head: Head,
+    coefficients: Sequence[float], forward: Forward,
+) -> tuple[Score, ...]:  # fmt: skip
+    origin, (step,) = affine_logits(f, model, base, [vector], split, head, forward)
+    labels = split.labels.to(origin.device)
+    hits = [int(((origin + c * step).argmax(dim=1) == labels).sum()) for c in coefficients]
+    return tuple(Score.share(h, len(labels)) for h in hits)
+
+
+def affine_logits(
+    f: Bound, model: torch.nn.Module, base: Checkpoint, vectors: Sequence[TaskVector], split: Split, head: Head,
+    forward: Forward, *, batch: int = 256,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
+    r"""Logits at the base and what each vector adds: those at any :math:`\theta_0 + \sum_t a_t\tau_t` are
+    ``origin + sum(a * s for a, s in zip(coefficients, steps))``.
+
+    Raises:
+        NonFinite: a logit is NaN or infinite.
+    """
+    import torch
+
+    assert forward.split is not None
+    for vector in vectors:
+        _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
+    device = device_of(model)
+    start, head = tensors(base, like=model, device=device), head.to(device)
+    origin, steps = [], []
+    for i, vector in enumerate(vectors):
+        delta, parts = tensors(vector, device=device), []
+        for x in split.inputs.split(batch):
+            value, along = forward.split(f, start, delta, x.to(device))
+            parts.append(along @ head.weight.T)
+            if i == 0:
+                origin.append(head(value))
+        steps.append(torch.cat(parts))
+    found = torch.cat(origin)
+    if not all(torch.isfinite(x).all() for x in (found, *steps)):
+        raise NonFinite("cannot measure a linearised model: its outputs are not finite. The weights are damaged.")
+    return found, steps

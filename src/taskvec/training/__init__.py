@@ -1,6 +1,22 @@
 """Fine-tuning: which parameters learn (regime.py) and the loop that makes them (loop.py)."""
 
 from .loop import Fitted, TrainSpec, fit
-from .regime import PRETRAIN, PROBE, STANDARD, Regime
+from .regime import (
+    BIAS_ATTENTION,
+    LINEAR_ONLY,
+    LINEAR_ONLY_BIASES,
+    LINEARISED_LORA,
+    LORA,
+    MLP_ONLY,
+    PRETRAIN,
+    PROBE,
+    STANDARD,
+    TANGENT,
+    Rank,
+    Regime,
+)
 
-__all__ = ["PRETRAIN", "PROBE", "STANDARD", "Fitted", "Regime", "TrainSpec", "fit"]
+__all__ = [
+    "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
+    "TANGENT", "Fitted", "Rank", "Regime", "TrainSpec", "fit",
+]  # fmt: skip

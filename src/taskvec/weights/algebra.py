@@ -263,6 +263,24 @@ class TaskVector(_Tensors):
     partial: bool = False  # zero outside its names
 
     @classmethod
+    def of(cls, weights: Mapping[str, Any], base: Checkpoint, *, label: str = "memory") -> TaskVector:
+        """A displacement from `base` held in memory: NumPy arrays or torch tensors by the base's names; zero elsewhere.
+
+        Raises:
+            KeyMismatch: a name or shape that the base does not have.
+        Example:
+            >>> base = Checkpoint.of({"w": np.zeros(2, np.float32), "b": np.zeros(1, np.float32)}, label="base")
+            >>> tau = TaskVector.of({"w": np.ones(2, np.float32)}, base)
+            >>> (base + 0.5 * tau).array("w").tolist()
+            [0.5, 0.5]
+        """
+        source = MemorySource(weights, label)
+        known = floats(base.spec)
+        same_names(source.spec, known, label, base.label, "apply", subset=True)
+        partial = len(source.spec) < len(known)
+        return cls(graph.read(source), Base(base.label, node=base.node), label, partial)
+
+    @classmethod
     def read(cls, path: str | Path, *, label: str | None = None) -> TaskVector:
         """Open a task vector file written by `save` (or any safetensors file of differences). Reads headers only."""
         return _vector(open_source(path, label))

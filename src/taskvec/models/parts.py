@@ -1,0 +1,106 @@
+"""Parts of a network by what they are: attention projections, MLPs, their biases. Found by module types and names.
+
+Everything that is linear (`Linear`, GPT-2's `Conv1D`, the fused projections of `torch.nn.MultiheadAttention`) belongs to
+attention if it lies in a module whose class ends in "Attention" (or "Attn"), and to an MLP if it lies in one of the
+network's repeated blocks elsewhere. Cross-attention is neither. Normalisation layers, embeddings, poolers and heads are
+never chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import UsageError, some
+from .functional import aliases, require_torch
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["attention", "mlp"]
+ATTENTION = re.compile(r"(attention|attn)\d*$", re.IGNORECASE)  # of a class
+CROSS = re.compile(r"cross|encdec|encoder_attn", re.IGNORECASE)  # of a class or of a name
+FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn", re.IGNORECASE)  # a class inside attention that is none of it
+
+
+@dataclass(frozen=True)
+class Part:
+    """Linear layers of one kind, and which of their parameters.
+
+    Args:
+        kind: of which layers.
+        weights: their weights.
+        biases: their biases.
+    Example:
+        >>> import torch
+        >>> block = torch.nn.TransformerEncoderLayer(8, 2, 16)
+        >>> Part("attention").names(torch.nn.Sequential(block))
+        ['0.self_attn.in_proj_weight', '0.self_attn.out_proj.weight']
+    """
+
+    kind: Kind
+    weights: bool = True
+    biases: bool = False
+
+    def names(self, module: torch.nn.Module) -> list[str]:
+        """The parameters of this part, tied ones under their first name.
+
+        Raises:
+            UsageError: the module has none; says what it does have.
+        """
+        require_torch("Finding the parts of a network")
+        first = aliases(module)
+        found = [first[n] for kind, name, n in _linear(module) if kind == self.kind and self._takes(name)]
+        if not found:
+            kinds = sorted({kind for kind, _, _ in _linear(module) if kind})
+            has = (
+                f"it has linear layers of: {', '.join(kinds)}"
+                if kinds
+                else "it has no linear layer in a repeated block"
+            )
+            raise UsageError(
+                f"{type(module).__name__} has no {self} ({has}; its parameters are {some(list(first))}). "
+                "Choose another part, or select parameters by name."
+            )
+        return list(dict.fromkeys(found))
+
+    def _takes(self, name: str) -> bool:
+        return self.biases if "bias" in name else self.weights
+
+    def __str__(self) -> str:
+        what = " and ".join(w for w, said in (("weights", self.weights), ("biases", self.biases)) if said)
+        return f"{what} of {'attention projections' if self.kind == 'attention' else 'MLP layers'}"
+
+
+def _linear(module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
+    """(kind or "", name within its layer, full name) of every parameter of a linear layer."""
+    import torch
+
+    chain: dict[str, list[tuple[str, torch.nn.Module]]] = {"": [("", module)]}
+    for path, layer in module.named_modules():
+        parent = path.rpartition(".")[0]
+        chain[path] = above = [*chain[parent], (path.rpartition(".")[2], layer)] if path else chain[""]
+        own = isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D"
+        own |= isinstance(layer, torch.nn.MultiheadAttention)
+        if own:
+            kind = _kind(above)
+            for name, parameter in layer.named_parameters(recurse=False):
+                if name not in ("bias_k", "bias_v") and parameter is not None:
+                    yield kind, name, f"{path}.{name}" if path else name
+
+
+def _kind(above: list[tuple[str, torch.nn.Module]]) -> str:
+    """The kind of the layer that ends this chain of (name, module)."""
+    inside = ""
+    for name, module in above:
+        class_ = type(module).__name__
+        if ATTENTION.search(class_):
+            if CROSS.search(name) or CROSS.search(class_):
+                return ""
+            inside = "attention"
+        elif inside and FEED_FORWARD.search(class_):
+            inside = ""
+    repeated = any(name.isdecimal() for name, _ in above[:-1])
+    return inside or ("mlp" if repeated else "")
