@@ -21,17 +21,24 @@ class Row:
     targets: dict[str, float] = field(default_factory=dict)
     peer: bool = True
     forget: bool = False
+    options: tuple[str, ...] = ()
     rounds: int | None = None
 
 
+ONE = ("--threads", "1")  # where two threads share a memory bus, the second costs CPU time and brings little
+TIES = {"peer/plain": 9.0, "peer/fast": 25.0, "plain MB": 150, "fast MB": 250}
 AT_LEAST = {"peer/plain": 6.0, "peer/fast": 9.0}
 ROWS = {
     "edit": [
         Row("task arithmetic", "task arithmetic", targets={**AT_LEAST, "fast/floor": 1.6, **SMALL}),
         Row("first edit of new inputs", "task arithmetic", forget=True, peer=False),
-        Row("TIES, global exact cut", "ties", targets={"peer/plain": 9.0, "peer/fast": 25.0, "plain MB": 150, "fast MB": 250}),
+        Row("TIES, global exact cut", "ties", targets=TIES),
         Row("DARE, linear", "dare", targets={**AT_LEAST, **SMALL}),
         Row("slerp of two", "slerp", vectors=2, targets={**AT_LEAST, **SMALL}),
+        Row("task arithmetic, one thread", "task arithmetic", targets={**AT_LEAST, "fast/floor": 1.6, **SMALL}, options=ONE),
+        Row("TIES, one thread", "ties", targets=TIES, options=ONE),
+        Row("DARE, one thread", "dare", targets={**AT_LEAST, **SMALL}, options=ONE),
+        Row("slerp, one thread", "slerp", vectors=2, targets={**AT_LEAST, **SMALL}, options=ONE),
         Row("diff", "diff", vectors=1, targets={"fast/floor": 1.8, **SMALL}, peer=False),
         Row("compare", "compare", targets={"fast/floor": 1.8, **SMALL}, peer=False),
         Row("10 MB model", "task arithmetic", 0.01, targets={"wall peer/plain": 12.0, "wall plain": 0.5}, rounds=7),

@@ -59,7 +59,7 @@ def kinds(row: Row, folder: Path, outputs: Path, cache: Path, peer_python: str |
     for threads in row.threads:
         for speed, switch in speeds().items():
             environment = {"TASKVEC_FAST": switch, "XDG_CACHE_HOME": str(cache)}
-            more = [] if threads is None else ["--threads", str(threads)]
+            more = [*row.options, *([] if threads is None else ["--threads", str(threads)])]
             name = speed if threads is None else f"{speed}, {threads} thread{'s'[: threads > 1]}"
             # What is forgotten are the hashes of inputs; kernels compiled by `fast` stay, as after an installation.
             forget = cache / "taskvec" / "sha256" if row.forget else None

@@ -14,7 +14,18 @@ import pytest
 from taskvec import report
 from taskvec.errors import MissingExtra, StorageError, UsageError
 from taskvec.report.words import WITHIN, compare
-from taskvec.results import AdditionResult, AnalogyResult, Curve, GeometryResult, NegationResult, Provenance, Row, Score
+from taskvec.results import (
+    AdditionResult,
+    AnalogyResult,
+    Curve,
+    DisentanglementResult,
+    GeometryResult,
+    NegationResult,
+    Pair,
+    Provenance,
+    Row,
+    Score,
+)
 
 pytest.importorskip("matplotlib", reason="reports need the extra 'report'")
 pytest.importorskip("jinja2", reason="reports need the extra 'report'")
@@ -100,8 +111,17 @@ def geometry(names=("rotated", "inverted", "shifted")):
     )
 
 
+def xi(names=("rotated", "inverted"), hot=0.2):
+    table = ((0.0, 0.0), (0.0, hot))
+    pair = Pair(tasks=names, n=(40, 50), parts=(table, table), errors=(table, table))
+    return DisentanglementResult(
+        title="Apart", provenance=MADE, tasks=names, coefficients=(0.0, 1.0), box=(0.0, 1.0), forward="plain",
+        distance="prediction", pairs=(pair,),
+    )  # fmt: skip
+
+
 def everything():
-    return [addition(), negation(), analogy(), geometry()]
+    return [addition(), negation(), analogy(), geometry(), xi()]
 
 
 class Page(HTMLParser):
@@ -409,3 +429,13 @@ def test_the_control_line_is_the_share_of_the_bases_validation_control() -> None
     assert found and control_floor(result, found) == pytest.approx(0.95 * 174 / 180)
     without_zero = found.model_copy(update={"coefficients": (0.1, 0.2, 0.3, 0.4, 0.5)})
     assert control_floor(result, without_zero) is None
+
+
+def test_disentanglement_is_told(tmp_path) -> None:
+    page = Page(html_of([xi(), xi((HOSTILE, "$x^$"))], tmp_path))
+    told = " ".join(page.text)
+    assert "0.100" in told and "through the plain model" in told
+    (row,) = page.tables["Disentanglement error"][1:][:1]
+    assert row[0] == "rotated + inverted" and row[-1] == "40 + 50"
+    maps = [a for t, a in page.tags if t == "svg"]
+    assert len(maps) == 2 and "rotated and inverted 0.100" in maps[0]["aria-label"]

@@ -244,7 +244,64 @@ class GeometryResult(_Result):
         return self
 
 
-Result = Annotated[AdditionResult | NegationResult | AnalogyResult | GeometryResult, Field(discriminator="kind")]
+Table = tuple[tuple[float, ...], ...]
+
+
+class Pair(_Frozen):
+    """Two tasks of a disentanglement result. ``parts[t][i][j]`` is the mean distance on the inputs of task t at the i-th
+    coefficient of the first vector and the j-th of the second; `errors` are standard errors; `n` inputs each."""
+
+    tasks: tuple[str, str]
+    n: tuple[int, int]
+    parts: tuple[Table, Table]
+    errors: tuple[Table, Table]
+
+
+class DisentanglementResult(_Result):
+    """Disentanglement error of every pair of task vectors over a grid of coefficients (arXiv:2305.12827 section 3).
+
+    xi is the sum over the two tasks, from 0 to 2. `box` is the range in which coefficients are searched.
+    """
+
+    kind: Literal["disentanglement"] = "disentanglement"
+    tasks: tuple[str, ...]
+    coefficients: tuple[float, ...]
+    box: tuple[float, float]
+    forward: str
+    distance: Literal["prediction", "representation"]
+    pairs: tuple[Pair, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> DisentanglementResult:
+        n = len(self.coefficients)
+        tables = [t for pair in self.pairs for t in (*pair.parts, *pair.errors)]
+        if any(len(t) != n or any(len(line) != n for line in t) for t in tables):
+            raise ValueError(f"{n} coefficients need tables of {n} x {n}")
+        return self
+
+    def xi(self, pair: Pair) -> Table:
+        """The error over the grid: rows for the first vector's coefficient, columns for the second's."""
+        a, b = pair.parts
+        return tuple(tuple(x + y for x, y in zip(p, q, strict=True)) for p, q in zip(a, b, strict=True))
+
+    def at(self, pair: Pair, first: float, second: float) -> tuple[float, float, float]:
+        """xi at two coefficients of the grid, with a 95 % interval (the two tasks' inputs are independent samples)."""
+        i, j = self.coefficients.index(first), self.coefficients.index(second)
+        value = sum(t[i][j] for t in pair.parts)
+        half = Z95 * math.sqrt(sum(t[i][j] ** 2 for t in pair.errors))
+        return value, max(0.0, value - half), min(2.0, value + half)
+
+    def mean(self, pair: Pair) -> float:
+        """The mean of xi over the points of the grid inside the box."""
+        inside = [i for i, c in enumerate(self.coefficients) if self.box[0] <= c <= self.box[1]]
+        table = self.xi(pair)
+        return sum(table[i][j] for i in inside for j in inside) / len(inside) ** 2
+
+
+Result = Annotated[
+    AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult,
+    Field(discriminator="kind"),
+]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
 
 

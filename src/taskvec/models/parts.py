@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError, some
+from ..select import Select, everything
 from .functional import aliases, require_torch
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Part:
         kind: of which layers.
         weights: their weights.
         biases: their biases.
+        within: only parameters whose names it takes, for example those of late layers.
     Example:
         >>> import torch
         >>> block = torch.nn.TransformerEncoderLayer(8, 2, 16)
@@ -43,6 +45,7 @@ class Part:
     kind: Kind
     weights: bool = True
     biases: bool = False
+    within: Select = everything
 
     def names(self, module: torch.nn.Module) -> list[str]:
         """The parameters of this part, tied ones under their first name.
@@ -52,7 +55,7 @@ class Part:
         """
         require_torch("Finding the parts of a network")
         first = aliases(module)
-        found = [first[n] for kind, name, n in _linear(module) if kind == self.kind and self._takes(name)]
+        found = [n for kind, name, n in _linear(module) if kind == self.kind and self._takes(name) and self.within(n)]
         if not found:
             kinds = sorted({kind for kind, _, _ in _linear(module) if kind})
             has = (
@@ -64,14 +67,15 @@ class Part:
                 f"{type(module).__name__} has no {self} ({has}; its parameters are {some(list(first))}). "
                 "Choose another part, or select parameters by name."
             )
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(first[n] for n in found))
 
     def _takes(self, name: str) -> bool:
         return self.biases if "bias" in name else self.weights
 
     def __str__(self) -> str:
         what = " and ".join(w for w, said in (("weights", self.weights), ("biases", self.biases)) if said)
-        return f"{what} of {'attention projections' if self.kind == 'attention' else 'MLP layers'}"
+        where = "" if self.within is everything else f" in {self.within.text}"
+        return f"{what} of {'attention projections' if self.kind == 'attention' else 'MLP layers'}{where}"
 
 
 def _linear(module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:

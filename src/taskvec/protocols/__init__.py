@@ -2,7 +2,8 @@
 
 from .addition import addition
 from .analogy import analogy
+from .disentanglement import disentanglement
 from .geometry import geometry
 from .negation import negation
 
-__all__ = ["addition", "analogy", "geometry", "negation"]
+__all__ = ["addition", "analogy", "disentanglement", "geometry", "negation"]

@@ -7,6 +7,7 @@ Shape and line style repeat what colour says. Equal results give equal bytes.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import warnings
@@ -15,7 +16,7 @@ from html import escape
 from typing import Any
 
 from ..errors import missing_extra
-from ..results import Curve, GeometryResult, Row, Score
+from ..results import Curve, DisentanglementResult, GeometryResult, Row, Score
 from .words import clean, mean_of
 
 # Matplotlib draws with these stand-ins; `_svg` turns each into var(--name), which the page's style sheet defines.
@@ -193,6 +194,41 @@ def cosines(result: GeometryResult, *, key: str = "") -> str:
     pairs = ", ".join(f"{names[i]} and {names[j]} {result.cosine[i][j]:.2f}" for i in range(size) for j in range(i))
     side = 1.3 + 0.52 * size
     return _svg(draw, (side + 0.5, side), f"Cosines between task vectors: {pairs}.", key)
+
+
+def disentanglement(result: DisentanglementResult, *, key: str = "") -> str:
+    """One map for each pair: the error over both coefficients, darker is larger; a frame marks the box of the search."""
+    pairs, points = result.pairs, result.coefficients
+    columns = min(3, len(pairs))
+    rows = math.ceil(len(pairs) / columns)
+    half = (points[-1] - points[0]) / max(1, len(points) - 1) / 2 or 0.5
+    edges = [points[0] - half, *((a + b) / 2 for a, b in itertools.pairwise(points)), points[-1] + half]
+
+    def draw(figure: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        for k, pair in enumerate(pairs):
+            axes = figure.add_subplot(rows, columns, k + 1)
+            for i, line in enumerate(result.xi(pair)):
+                for j, value in enumerate(line):
+                    corner = (edges[i], edges[j])
+                    size = (edges[i + 1] - edges[i], edges[j + 1] - edges[j])
+                    axes.add_patch(
+                        Rectangle(corner, *size, facecolor=STAND_IN["cold"], alpha=min(1.0, value / 2), linewidth=0)
+                    )
+            low, high = (min(max(c, edges[0]), edges[-1]) for c in result.box)
+            frame: dict[str, Any] = {"fill": False, "edgecolor": STAND_IN["ink"], "linewidth": 1.2}
+            axes.add_patch(Rectangle((low, low), high - low, high - low, **frame))
+            axes.set_xlim(edges[0], edges[-1])
+            axes.set_ylim(edges[0], edges[-1])
+            axes.set_aspect("equal")
+            axes.set_xlabel(f"α of {clean(pair.tasks[0], 18)}", parse_math=False)
+            axes.set_ylabel(f"α of {clean(pair.tasks[1], 18)}", parse_math=False)
+            axes.set_title(f"mean ξ in the box {result.mean(pair):.3f}", fontsize=9, color=STAND_IN["ink"])
+
+    said = ", ".join(f"{clean(p.tasks[0])} and {clean(p.tasks[1])} {result.mean(p):.3f}" for p in pairs)
+    inches = (0.3 + 2.4 * columns, 0.3 + 2.6 * rows)
+    return _svg(draw, inches, f"Disentanglement error, mean in the box of the search: {said}.", key)
 
 
 def _look(rows: Sequence[Row], i: int) -> tuple[str, str]:

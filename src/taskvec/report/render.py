@@ -11,7 +11,14 @@ from typing import Any
 
 from ..errors import UsageError, missing_extra
 from ..files import replace_text
-from ..results import AdditionResult, AnalogyResult, GeometryResult, NegationResult, Provenance
+from ..results import (
+    AdditionResult,
+    AnalogyResult,
+    DisentanglementResult,
+    GeometryResult,
+    NegationResult,
+    Provenance,
+)
 from .story import Section, section
 from .tables import Cell
 from .words import WITHIN, clean, control_floor, edited
@@ -59,7 +66,7 @@ def markdown(results: Sequence[Any]) -> str:
 
 
 def _checked(results: Sequence[Any]) -> list[tuple[Any, Section]]:
-    if isinstance(results, AdditionResult | NegationResult | AnalogyResult | GeometryResult):
+    if isinstance(results, AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
     if not results:
@@ -100,6 +107,13 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
     if isinstance(result, GeometryResult):
         caption = "Cosine between every two task vectors: blue above zero, orange below, stronger is larger."
         return [(figures.cosines(result, key=f"{key}g"), caption)]
+
+    if isinstance(result, DisentanglementResult):
+        caption = (
+            "Disentanglement error ξ over both coefficients: white is 0, the strongest orange is 2. "
+            "The frame is the range in which coefficients are searched."
+        )
+        return [(figures.disentanglement(result, key=f"{key}d"), caption)]
 
     roles = {}
     if isinstance(result, NegationResult):

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
-from ..results import AdditionResult, AnalogyResult, GeometryResult, NegationResult, Row, Score
+from ..results import (
+    AdditionResult,
+    AnalogyResult,
+    DisentanglementResult,
+    GeometryResult,
+    NegationResult,
+    Row,
+    Score,
+)
 from .tables import Cell, Table, choices, notes, scores
 from .words import NONE, WITHIN, clean, compare, count, edited, find, interval, mean_of, percent
 
@@ -43,13 +51,15 @@ def section(result: Any) -> Section:
             return _analogy(result)
         case GeometryResult():
             return _geometry(result)
+        case DisentanglementResult():
+            return _disentanglement(result)
     raise UsageError(
-        f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult or "
-        "GeometryResult. Read files with taskvec.results.read_result(s) first."
+        f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
+        "GeometryResult or DisentanglementResult. Read files with taskvec.results.read_result(s) first."
     )
 
 
-# ---- the four kinds -------------------------------------------------------------------------------------------------
+# ---- the kinds ------------------------------------------------------------------------------------------------------
 
 
 def _addition(result: AdditionResult) -> Section:
@@ -244,6 +254,42 @@ def _geometry(result: GeometryResult) -> Section:
                 ),
             ),
         ),
+        notes=(),
+    )
+
+
+def _disentanglement(result: DisentanglementResult) -> Section:
+    means = [result.mean(p) for p in result.pairs]
+    overall = sum(means) / len(means)
+    inside = [c for c in result.coefficients if result.box[0] <= c <= result.box[1]]
+    what = "the predicted class differs" if result.distance == "prediction" else "representations differ"
+    said = [
+        f"ξ adds, for the two tasks of a pair, how much {what} between the model with the task's own vector and the model "
+        "with both, on that task's inputs: 0 if the other vector changes nothing, 2 at most.",
+        f"Over {count(len(means), 'pair')} the mean in the box [{result.box[0]:g}, {result.box[1]:g}] is {overall:.3f}, "
+        f"through the {clean(result.forward)} model.",
+    ]
+    if len(means) > 1:
+        worst = max(result.pairs, key=result.mean)
+        first, second = (_quoted(t) for t in worst.tasks)
+        said.append(f"The largest is {result.mean(worst):.3f}, between {first} and {second}.")
+    one = max(inside)
+    rows = []
+    for pair, mean in zip(result.pairs, means, strict=True):
+        value, low, high = result.at(pair, one, one)
+        name = f"{clean(pair.tasks[0])} + {clean(pair.tasks[1])}"
+        cells = (Cell(name), Cell(f"{mean:.3f}"), Cell(f"{value:.3f}", (f"[{low:.3f},\u00a0{high:.3f}]",)))
+        rows.append((*cells, Cell(f"{pair.n[0]} + {pair.n[1]}")))
+    head = ("pair", "mean ξ in the box", f"ξ at ({one:g}, {one:g})", "validation inputs")
+    return Section(
+        title=clean(result.title),
+        question="Does adding one task vector leave alone what the model does on the other task's inputs?",
+        equation="ξ(α₁, α₂) = Σₜ E[ d( f(x; θ₀ + αₜτₜ), f(x; θ₀ + α₁τ₁ + α₂τ₂) ) ]",
+        figure=f"{overall:.3f}",
+        figure_label="mean disentanglement error in the box",
+        verdict="",
+        sentences=tuple(said),
+        tables=(Table("Disentanglement error", head, tuple(rows)),),
         notes=(),
     )
 

@@ -16,7 +16,7 @@ from .graph import Op
 
 LOW_BITS = 15  # a non-negative float32 has 31 significant bits: 16 in the first histogram, 15 in the second
 HIGH_BINS, LOW_BINS = 1 << 16, 1 << LOW_BITS
-RUN = 1 << 14  # products at a time
+RUN = 1 << 15  # products at a time
 LANES = 256  # partial sums of a block: lane j adds up entries j, j + 256, ...; then the lanes are added in order
 
 
@@ -31,7 +31,12 @@ def _dot(arrays: list[np.ndarray]) -> float:
     lanes = np.zeros(LANES)
     for start in range(0, whole, RUN):
         stop = min(whole, start + RUN)
-        products = np.multiply(a[start:stop], b[start:stop], dtype=np.float64).reshape(-1, LANES)
+        if a is b:
+            products = a[start:stop].astype(np.float64)
+            products *= products
+        else:
+            products = np.multiply(a[start:stop], b[start:stop], dtype=np.float64)
+        products = products.reshape(-1, LANES)
         products[0] += lanes
         np.add.reduce(products, axis=0, out=lanes)
     lanes[: a.size - whole] += np.multiply(a[whole:], b[whole:], dtype=np.float64)
