@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from taskvec.errors import BaseMismatch, NonFinite, UsageError
+from taskvec.methods import ties
 from taskvec.models import bind, linearised, plain
 from taskvec.models.vit import small_vit
 from taskvec.protocols import addition, disentanglement
 from taskvec.results import read_result
 from taskvec.tasks import Head, Split, Task
 from taskvec.training import TANGENT, TrainSpec, fit
-from taskvec.weights import Checkpoint
+from taskvec.weights import Checkpoint, TaskVector
 
 torch.set_num_threads(1)
 GRID = (-1.0, 0.0, 0.5, 1.0)
@@ -126,14 +129,30 @@ def test_tangent_vectors_are_scored_through_the_tangent_model(vit):
     columns = Task("columns", *[Split(inputs.transpose(2, 3), labels)] * 3, head=tasks[1].head, classes=tuple("abc"))
     spec = TrainSpec(steps=40, lr=1e-2, batch=16)
     made = {t.name: fit(model, base, t, regime=TANGENT, spec=spec).vector for t in (rows, columns)}
-    found = addition(model, base, made, [rows, columns], coefficients=(0, 0.5, 1), forward=linearised)
+    found = addition(model, base, made, [rows, columns], coefficients=(0, 0.5, 1))
     assert found.provenance.settings["forward"] == "linearised"
     own = found.row("fine-tuned").scores["rows"].value
     f, start = bind(model), {n: torch.from_numpy(a) for n, a in base.arrays().items()}
     delta = {n: torch.from_numpy(a) for n, a in made["rows"].arrays().items()}
     expected = (rows.head(linearised(f, start, delta, inputs)).argmax(1) == labels).float().mean()
     assert own == pytest.approx(float(expected)) and own > 0.6
-    through = (
-        addition(model, base, made, [rows, columns], coefficients=(0, 0.5, 1)).row("fine-tuned").scores["rows"].value
-    )
-    assert through != own
+    other = addition(model, base, made, [rows, columns], coefficients=(0, 0.5, 1), forward=plain)
+    assert other.row("fine-tuned").scores["rows"].value != own
+    standard = {t.name: fit(model, base, t, spec=replace(spec, steps=2)).vector for t in (rows, columns)}
+    with pytest.raises(UsageError, match="through different functions"):
+        addition(model, base, {"rows": made["rows"], "columns": standard["columns"]}, [rows, columns])
+    mixed = made["rows"] + standard["rows"]
+    assert mixed.forward == "mixed" and (0.5 * made["rows"]).forward == "linearised" == ties([made["rows"]]).forward
+
+
+def test_the_file_of_a_tangent_vector_says_so(vit, tmp_path, run_cli):
+    _, base, _, _ = vit
+    base.save(tmp_path / "base")
+    base = Checkpoint.read(tmp_path / "base")
+    tau = TaskVector.of({"norm.weight": np.ones(8, np.float32)}, base, label="tau", forward="linearised")
+    tau.save(tmp_path / "tau.safetensors")
+    assert TaskVector.read(tmp_path / "tau.safetensors").forward == "linearised"
+    assert TaskVector.read((2 * tau).save(tmp_path / "two.safetensors")).forward == "linearised"
+    lets = ["--let", f"base={tmp_path / 'base'}", "--let", f"tau={tmp_path / 'tau.safetensors'}"]
+    code, _, err = run_cli("edit", "base + 0.5 * tau", *lets, "-o", tmp_path / "out")
+    assert code == 0 and "trained through the linearised model" in err

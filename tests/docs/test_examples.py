@@ -57,6 +57,16 @@ def test_readme_training_runs(shelf: Path, capsys: pytest.CaptureFixture[str]) -
     assert (shelf / "report.html").stat().st_size > 10_000
 
 
+def test_the_training_page_runs(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    assert code.count("steps=") == 2
+    exec(compile(re.sub(r"steps=\d+", "steps=5", code), "training.md", "exec"), {})
+    assert "linear-only: 6 tensors" in capsys.readouterr().out
+    assert "through the linearised model" in (shelf / "tangent.html").read_text(encoding="utf-8")
+
+
 def test_readme_shell_and_recipe_run(shelf: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.strip().splitlines()]
     assert len(lines) >= 6

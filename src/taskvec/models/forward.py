@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from .functional import Bound
 
 if TYPE_CHECKING:
@@ -87,3 +88,15 @@ def value_and_tangent(f: Bound, base: Weights, delta: Weights, x: torch.Tensor) 
 
 plain = Forward("plain", _plain)
 linearised = Forward("linearised", _linearised, split=value_and_tangent)
+
+
+def named(name: str) -> Forward:
+    """A forward rule by its name.
+
+    Raises:
+        UsageError: neither ``plain`` nor ``linearised``.
+    """
+    for rule in (plain, linearised):
+        if rule.name == name:
+            return rule
+    raise UsageError(f"unknown forward rule {name!r}; expected 'plain' or 'linearised'.")

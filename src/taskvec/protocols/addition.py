@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..methods import random_like, task_sum
-from ..models.forward import Forward, plain
+from ..models.forward import Forward
 from ..results import AdditionResult, Provenance, Row, Score
 from ..search import grid
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
-from .rows import best, checked_grid, checked_tasks, fixed_row, tuned_row, validation_curves
+from .rows import best, checked_grid, checked_tasks, chosen_forward, fixed_row, tuned_row, validation_curves
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def addition(
     *,
     methods: Mapping[str, TaskVector] | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
-    forward: Forward = plain,
+    forward: Forward | None = None,
     seed: int = 0,
     title: str = "Addition",
 ) -> AdditionResult:
@@ -45,8 +45,8 @@ def addition(
         methods: further combined vectors by row name, for example ``{"TIES": ties(list(vectors.values()))}``; each is tuned
             in the same way.
         coefficients: the grid; 0 is always tried.
-        forward: through which function everything is evaluated: `plain`, or `linearised` for tangent vectors, and for
-            post-hoc linearisation of others.
+        forward: through which function everything is evaluated, else the one the vectors were trained through. `linearised`
+            with vectors that were trained through `plain` is post-hoc linearisation.
         seed: chooses the random vector.
         title: heading in reports.
     Raises:
@@ -55,6 +55,7 @@ def addition(
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 4 and appendix B.
     """
     tasks, coefficients = checked_tasks(tasks), checked_grid(coefficients)
+    forward = chosen_forward(forward, vectors.values())
     if set(vectors) != {t.name for t in tasks}:
         raise UsageError(
             f"addition needs one vector per task: vectors {sorted(vectors)}, tasks {[t.name for t in tasks]}."

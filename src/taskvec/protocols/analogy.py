@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..methods import random_like
-from ..models.forward import Forward, plain
+from ..models.forward import Forward
 from ..results import AnalogyResult, Provenance, Score
 from ..search import grid
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
-from .rows import best, checked_grid, checked_tasks, fixed_row, tuned_row, validation_curves
+from .rows import best, checked_grid, checked_tasks, chosen_forward, fixed_row, tuned_row, validation_curves
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def analogy(
     sources: Mapping[str, TaskVector] | None = None,
     target_tuned: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
-    forward: Forward = plain,
+    forward: Forward | None = None,
     seed: int = 0,
     title: str = "Analogy",
 ) -> AnalogyResult:
@@ -49,8 +49,8 @@ def analogy(
         sources: what one would do without arithmetic: vectors trained on cells A, B, C, by name; else `b` and `c`.
         target_tuned: the vector trained on D itself.
         coefficients: the grid; 0 is always tried.
-        forward: through which function everything is evaluated: `plain`, or `linearised` for tangent vectors, and for
-            post-hoc linearisation of others.
+        forward: through which function everything is evaluated, else the one the vectors were trained through. `linearised`
+            with vectors that were trained through `plain` is post-hoc linearisation.
         seed: chooses the random vector.
         title: heading in reports.
     Raises:
@@ -58,6 +58,7 @@ def analogy(
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 5.
     """
     tasks, coefficients = checked_tasks([task]), checked_grid(coefficients)
+    forward = chosen_forward(forward, [a, b, c])
     built = c + (b - a)
 
     def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import NonFinite, UsageError
-from ..models.forward import Forward, plain
+from ..models.forward import Forward
 from ..models.functional import bind, device_of, tensors
 from ..results import DisentanglementResult, Pair, Provenance
 from ..search import grid
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
-from .rows import checked_grid, checked_tasks
+from .rows import checked_grid, checked_tasks, chosen_forward
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def disentanglement(
     *,
     coefficients: Sequence[float] = grid(-1, 2, 13),
     box: tuple[float, float] = (0.0, 1.0),
-    forward: Forward = plain,
+    forward: Forward | None = None,
     distance: Literal["prediction", "representation"] = "prediction",
     title: str = "Weight disentanglement",
 ) -> DisentanglementResult:
@@ -48,7 +48,8 @@ def disentanglement(
         tasks: at least two, each with its head.
         coefficients: of the first and of the second vector of a pair; 0 is always among them.
         box: the range in which coefficients are searched in practice; the error is averaged over it.
-        forward: through which function. With an affine one a grid of any size costs one evaluation for each vector.
+        forward: through which function, else the one the vectors were trained through. With an affine one a grid of any size
+            costs one evaluation for each vector.
         distance: d: "prediction", whether the predicted class differs (0 or 1), or "representation", before the head,
             :math:`\lVert z - z'\rVert / (\lVert z\rVert + \lVert z'\rVert)`.
         title: heading in reports.
@@ -59,6 +60,7 @@ def disentanglement(
         arXiv:2407.07089, section 4.
     """
     tasks, coefficients = checked_tasks(tasks), checked_grid(coefficients)
+    forward = chosen_forward(forward, vectors.values())
     if set(vectors) != {t.name for t in tasks} or len(tasks) < 2:
         raise UsageError(
             f"disentanglement needs at least two tasks and one vector for each: vectors {sorted(vectors)}, "

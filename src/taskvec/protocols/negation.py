@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..methods import random_like
-from ..models.forward import Forward, plain
+from ..models.forward import Forward
 from ..results import NegationResult, Provenance, Score
 from ..search import grid
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
-from .rows import checked_grid, checked_tasks, fixed_row, tuned_row, validation_curves
+from .rows import checked_grid, checked_tasks, chosen_forward, fixed_row, tuned_row, validation_curves
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def negation(
     control: Task,
     ascent: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
-    forward: Forward = plain,
+    forward: Forward | None = None,
     control_share: float = 0.95,
     seed: int = 0,
     title: str = "Negation",
@@ -49,8 +49,8 @@ def negation(
         control: what is to be kept.
         ascent: the vector of a model trained on the target with the sign of the loss flipped; it is added, not subtracted.
         coefficients: the grid; 0 is always tried.
-        forward: through which function everything is evaluated: `plain`, or `linearised` for tangent vectors, and for
-            post-hoc linearisation of others.
+        forward: through which function everything is evaluated, else the one the vectors were trained through. `linearised`
+            with vectors that were trained through `plain` is post-hoc linearisation.
         control_share: share of the base's control accuracy that must remain.
         seed: chooses the random vector.
         title: heading in reports.
@@ -60,6 +60,7 @@ def negation(
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 3 and appendix B.
     """
     tasks, coefficients = checked_tasks([target, control]), checked_grid(coefficients)
+    forward = chosen_forward(forward, [vector])
     if not 0 <= control_share <= 1:
         raise UsageError(f"negation: control_share is {control_share}; it must lie between 0 and 1.")
     base_control = validation_curves(model, base, vector, [control], (0.0,), forward)[control.name][0].value

@@ -6,11 +6,11 @@ not tasks, so it cannot choose on anything else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from ..models.forward import Forward
+from ..models.forward import Forward, named
 from ..models.functional import bind, device_of
 from ..results import Curve, Row, Score
 from ..search import along, curves
@@ -102,6 +102,23 @@ def checked_grid(coefficients: Sequence[float]) -> tuple[float, ...]:
     if not coefficients:
         raise UsageError("no coefficients to choose from. Give a grid, for example grid(0, 1, 21).")
     return tuple(sorted({0.0, *map(float, coefficients)}))
+
+
+def chosen_forward(forward: Forward | None, vectors: Iterable[TaskVector]) -> Forward:
+    """The forward rule asked for, else that of the vectors.
+
+    Raises:
+        UsageError: none is asked for, and the vectors were trained through different ones.
+    """
+    if forward is not None:
+        return forward
+    names = sorted({v.forward for v in vectors})
+    if len(names) > 1 or names == ["mixed"]:
+        raise UsageError(
+            f"the vectors were trained through different functions ({', '.join(names)}); say through which all are to be "
+            "evaluated: forward=plain or forward=linearised."
+        )
+    return named(names[0])
 
 
 def checked_tasks(tasks: Sequence[Task]) -> tuple[Task, ...]:

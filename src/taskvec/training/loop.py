@@ -166,7 +166,9 @@ def fit(
     # Under the base's own names, both names of a tied tensor if it has both; what did not learn keeps the base's bytes.
     label = label or task.name
     names = [n for n in base.names if first.get(n, n) in learnt]
-    vector = TaskVector.of({n: learnt[first.get(n, n)].cpu().numpy() for n in names}, base, label=label)
+    vector = TaskVector.of(
+        {n: learnt[first.get(n, n)].cpu().numpy() for n in names}, base, label=label, forward=regime.forward.name
+    )
     kept = base.arrays([n for n in base.names if n not in names])
     tuned = {n: (start[first.get(n, n)] + learnt[first.get(n, n)]).cpu().numpy() for n in names}
     checkpoint = Checkpoint.of({n: tuned[n] if n in tuned else kept[n] for n in base.names}, label=label)

@@ -30,6 +30,7 @@ from .summaries import DOT, NORM
 
 LONGEST_LABEL = 200  # characters; labels are for messages
 VECTOR_KIND, BASE_KEY, PARTIAL_KEY = "taskvec.kind", "taskvec.base", "taskvec.partial"
+FORWARD_KEY = "taskvec.forward"  # only where it is not the plain model
 
 
 class _Tensors:
@@ -263,9 +264,16 @@ class TaskVector(_Tensors):
     partial: bool = False  # zero outside its names
 
     @classmethod
-    def of(cls, weights: Mapping[str, Any], base: Checkpoint, *, label: str = "memory") -> TaskVector:
+    def of(
+        cls, weights: Mapping[str, Any], base: Checkpoint, *, label: str = "memory", forward: str = "plain"
+    ) -> TaskVector:
         """A displacement from `base` held in memory: NumPy arrays or torch tensors by the base's names; zero elsewhere.
 
+        Args:
+            weights: the displacement.
+            base: where from.
+            label: its name in messages.
+            forward: through which function it was trained: ``plain`` or ``linearised``.
         Raises:
             KeyMismatch: a name or shape that the base does not have.
         Example:
@@ -278,7 +286,7 @@ class TaskVector(_Tensors):
         known = floats(base.spec)
         same_names(source.spec, known, label, base.label, "apply", subset=True)
         partial = len(source.spec) < len(known)
-        return cls(graph.read(source), Base(base.label, node=base.node), label, partial)
+        return cls(graph.read(source), Base(base.label, node=base.node, forward=forward), label, partial)
 
     @classmethod
     def read(cls, path: str | Path, *, label: str | None = None) -> TaskVector:
@@ -343,9 +351,14 @@ class TaskVector(_Tensors):
 
     def rebase(self, base: Checkpoint) -> TaskVector:
         """The same numbers, declared to be a displacement from `base`: the explicit way to mix lineages."""
-        return TaskVector(
-            graph.rebase(self.node, base.node), Base(base.label, node=base.node), self.label, self.partial
-        )
+        there = Base(base.label, node=base.node, forward=self.forward)
+        return TaskVector(graph.rebase(self.node, base.node), there, self.label, self.partial)
+
+    @property
+    def forward(self) -> str:
+        """Through which function it was trained, and is evaluated unless told otherwise: ``plain``, ``linearised``, or
+        ``mixed`` for a sum of both."""
+        return self.base.forward
 
     def dot(self, other: TaskVector) -> float:
         r"""Inner product :math:`\langle\tau_a, \tau_b\rangle` over all entries, in float64."""
@@ -409,7 +422,11 @@ def _point(source: Source) -> Checkpoint:
 
 def _vector(source: Source) -> TaskVector:
     meta = source.metadata
-    base = Base(meta.get("taskvec.base_label", "an unknown base"), recorded=meta.get(BASE_KEY))
+    base = Base(
+        meta.get("taskvec.base_label", "an unknown base"),
+        recorded=meta.get(BASE_KEY),
+        forward=meta.get(FORWARD_KEY, "plain"),
+    )
     return TaskVector(graph.read(source), base, source.label, meta.get(PARTIAL_KEY) == "true")
 
 

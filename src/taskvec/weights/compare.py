@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..errors import NonFinite, UsageError
+from ..errors import NonFinite, UsageError, some
 from . import graph
-from .algebra import Checkpoint, TaskVector, lift
+from .algebra import FORWARD_KEY, Checkpoint, TaskVector, lift
 from .execute import Block, evaluate, levels, summarise, whole_tensors
 from .lineage import Base
 from .names import floats, layer_of
@@ -158,6 +158,11 @@ def kinship_notes(node: graph.Node) -> tuple[str, ...]:
                     f"{a.label} differs from {b.label} by {apart:.2f} times the norm of {b.label} (sampled). "
                     "A fine-tuned model usually differs by less than 0.5; are these really a model and its base?"
                 )
+    if node.op is graph.MOVE:
+        tangent = [n.source.label for n in graph.walk(node) if n.source and n.source.metadata.get(FORWARD_KEY)]
+        notes += [
+            f"{some(tangent)}: trained through the linearised model; as weights of the plain model this is another function."
+        ] * bool(tangent)
     if node.op is graph.MOVE and not notes and _sampled(node):
         origin = Checkpoint(node.inputs[0], expression(node.inputs[0]))
         apart = relative_distance(Checkpoint(node, "the result"), origin)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import BaseMismatch, TaskvecError, collecting, raise_all
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The point a vector was taken from: the point itself, or the fingerprint a file recorded, or neither."""
+    """The point a vector was taken from: the point itself, or the fingerprint a file recorded, or neither; and the
+    function (`plain`, `linearised`; `mixed` for a sum of both) through which it was trained there."""
 
     label: str
     node: Node | None = None
     recorded: str | None = None
+    forward: str = "plain"
 
     @property
     def known(self) -> bool:
@@ -81,6 +83,8 @@ def meet(vectors: list[TaskVector]) -> tuple[dict[str, TensorSpec], Base, bool]:
         if not base.known and v.base.known:
             base = v.base
     raise_all(mistakes)
+    through = {v.base.forward for v in vectors if v.spec} or {base.forward}
+    base = replace(base, forward=through.pop() if len(through) == 1 else "mixed")
     for v in vectors:
         spec.update({n: s for n, s in v.spec.items() if s.dtype == "F64"})
     return spec, base, whole is None

@@ -16,7 +16,7 @@ import numpy as np
 from .. import __version__
 from ..errors import StorageError, TaskvecError, UsageError, plain, raise_all
 from . import graph
-from .algebra import BASE_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
+from .algebra import BASE_KEY, FORWARD_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
 from .device import CPU, Device
 from .device import device as named
 from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
@@ -112,6 +112,8 @@ def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) 
         metadata[BASE_KEY] = vector.base.fingerprint
     if vector.partial:
         metadata[PARTIAL_KEY] = "true"
+    if vector.forward != "plain":
+        metadata[FORWARD_KEY] = vector.forward
     return Output(path, vector.node, {"": spec}, metadata, False, device=named(device))
 
 
