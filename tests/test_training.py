@@ -10,7 +10,7 @@ from taskvec.models import bind, tensors
 from taskvec.models.vit import small_vit
 from taskvec.select import matching
 from taskvec.tasks import Head, Split, Task, accuracy
-from taskvec.training import PRETRAIN, PROBE, STANDARD, Regime, TrainSpec, fit
+from taskvec.training import LORA, PRETRAIN, PROBE, STANDARD, TANGENT, Regime, TrainSpec, fit
 from taskvec.weights import Checkpoint
 
 torch.set_num_threads(1)  # tensors this small only wait for each other on several threads
@@ -102,7 +102,7 @@ def test_probe_trains_the_head_alone_and_keeps_the_bytes(model, base, task):
 
 def test_probe_makes_a_head_where_there_is_none(model, base, task):
     bare = Task("bare", task.train, task.validation, task.test, None, task.classes)
-    made = fit(model, base, bare, regime=PROBE, spec=TrainSpec(steps=60, lr=5e-2))
+    made = fit(model, base, bare, regime=PROBE, spec=TrainSpec(steps=60, lr=5e-2, batch=40))
     assert made.head.weight.shape == (3, 8)
     assert made.losses[0] == pytest.approx(np.log(3)) and made.losses[-1] < made.losses[0]
     with pytest.raises(UsageError, match="has no head"):
@@ -176,7 +176,7 @@ def test_a_base_may_hold_a_tied_tensor_under_any_of_its_names(names):
 
 
 def test_inputs_that_are_not_finite_are_named(model, base, task):
-    broken = Split(torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64))
+    broken = Split(torch.full((8, 1, 8, 8), torch.nan), torch.zeros(8, dtype=torch.int64))
     with pytest.raises(NonFinite, match="step 1 of 4"):
         fit(model, base, Task("broken", broken, broken, broken, task.head, task.classes), spec=QUICK)
 
@@ -187,7 +187,9 @@ def test_a_base_of_another_shape_is_refused(model, task):
         fit(model, Checkpoint.of(other), task, spec=QUICK)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"batch": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"batch": 0}, {"accumulate": 0}, {"lr": 0.0}, {"lr": float("nan")}, {"warmup": 1.5}]
+)
 def test_a_spec_that_means_nothing_is_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         TrainSpec(**wrong)
@@ -202,3 +204,85 @@ def test_the_augmentation_sees_each_batch(model, base, task):
 
     fit(model, base, task, spec=QUICK, augment=blank)
     assert seen == [8, 8, 8, 8]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(steps):
+    def progress(step, loss):
+        if step == steps:
+            raise Stopped
+
+    return progress
+
+
+@pytest.mark.parametrize("regime", [STANDARD, TANGENT, LORA, PRETRAIN], ids=lambda r: r.name)
+def test_a_run_goes_on_bit_for_bit(regime, model, base, task, tmp_path):
+    """Stopped between two states, with epochs, augmentation and accumulation under way: the same weights, head and losses."""
+
+    def noisy(x, generator):
+        return x + 0.1 * torch.randn(x.shape, generator=generator)
+
+    spec = TrainSpec(steps=11, lr=1e-2, batch=12, accumulate=2, weight_decay=0.1)
+    options = {"regime": regime, "spec": spec, "augment": noisy}
+    whole = fit(model, base, task, **options)
+    state = tmp_path / "run.safetensors"
+    with pytest.raises(Stopped):
+        fit(model, base, task, **options, state=state, every=3, progress=stop_after(8))
+    begun = []
+    again = fit(model, base, task, **options, state=state, every=3, progress=lambda step, _: begun.append(step))
+    assert begun == [7, 8, 9, 10, 11]
+    assert again.losses == whole.losses and same(again.checkpoint, whole.checkpoint) == set(base.names)
+    assert torch.equal(again.head.weight, whole.head.weight)
+    once_more = fit(model, base, task, **options, state=state, every=3)
+    assert once_more.losses == whole.losses
+
+
+def test_another_run_is_not_continued(model, base, task, tmp_path):
+    state = tmp_path / "run.safetensors"
+    fit(model, base, task, spec=QUICK, state=state, every=2)
+    with pytest.raises(UsageError, match=r"steps was 4, now 6; lr was 0.01, now 0.02"):
+        fit(model, base, task, spec=TrainSpec(steps=6, lr=2e-2, batch=8), state=state)
+    other = Checkpoint.of({n: a + 1 for n, a in base.arrays().items()})
+    with pytest.raises(UsageError, match="base was"):
+        fit(model, other, task, spec=QUICK, state=state)
+    base.save(tmp_path / "base.safetensors")
+    with pytest.raises(UsageError, match="not the state of a training run"):
+        fit(model, base, task, spec=QUICK, state=tmp_path / "base.safetensors")
+
+
+def test_a_failed_run_names_the_last_good_state(model, base, task, tmp_path):
+    state = tmp_path / "run.safetensors"
+
+    def poison(x, generator, seen=[0]):  # noqa: B006
+        seen[0] += 1
+        return x * (torch.nan if seen[0] == 4 else 1)
+
+    with pytest.raises(NonFinite, match=r"step 4 of 9.*state after step 2 is in .*run.safetensors"):
+        fit(model, base, task, spec=TrainSpec(steps=9, batch=8), state=state, every=2, augment=poison)
+
+
+def test_accumulated_batches_are_one_large_batch(model, base, task):
+    whole = fit(model, base, task, spec=TrainSpec(steps=3, lr=1e-2, batch=40))
+    parts = fit(model, base, task, spec=TrainSpec(steps=3, lr=1e-2, batch=10, accumulate=4))
+    for n in base.names:
+        if whole.vector.array(n).ndim > 1:
+            np.testing.assert_allclose(parts.vector.array(n), whole.vector.array(n), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (torch.full((40,), 3), "labels run from 3 to 3; with 3 classes"),
+        (torch.full((40,), -1), "from -1"),
+        (torch.rand(40), "must be integers"),
+        (torch.zeros(40, 2, dtype=torch.long), "shape"),
+        (torch.zeros(5, dtype=torch.long), "5 training samples, fewer than a batch of 8"),
+    ],
+)
+def test_labels_that_cannot_be_meant(labels, says, model, base, task):
+    split = Split(task.train.inputs[: len(labels)], labels)
+    with pytest.raises(UsageError, match=says):
+        fit(model, base, Task("odd", split, split, split, task.head, task.classes), spec=QUICK)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import NonFinite, UsageError
 from ..models.forward import Forward
 from ..models.functional import Bound, aliases, bind, device_of, require_torch, tensors, under_first_names
 from ..tasks.task import Head, Task
 from ..weights import Checkpoint, TaskVector
+from .coordinates import coordinates
 from .regime import STANDARD, Regime
+from .state import Saved, load_state, save_state
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +30,8 @@ class TrainSpec:
     Args:
         steps: number of updates.
         lr: learning rate at the end of the warm-up.
-        batch: samples per update.
+        batch: samples at a time.
+        accumulate: batches per update; their gradients are averaged, so memory is that of one batch.
         weight_decay: AdamW's decoupled decay.
         warmup: share of the steps over which the rate rises.
         clip: largest norm of the gradient over all trained parameters.
@@ -40,20 +44,21 @@ class TrainSpec:
     steps: int = 200
     lr: float = 3e-4
     batch: int = 64
+    accumulate: int = 1
     weight_decay: float = 0.01
     warmup: float = 0.1
     clip: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        wrong = [n for n in ("steps", "batch") if getattr(self, n) < 1]
+        wrong = [n for n in ("steps", "batch", "accumulate") if getattr(self, n) < 1]
         wrong += [n for n in ("lr", "clip") if not 0 < getattr(self, n) < math.inf]
         wrong += [n for n in ("weight_decay",) if not 0 <= getattr(self, n) < math.inf]
         wrong += ["warmup"] * (not 0 <= self.warmup <= 1)
         if wrong:
             shown = ", ".join(f"{n}={getattr(self, n)}" for n in wrong)
             raise UsageError(
-                f"TrainSpec: {shown} out of range. steps and batch must be at least 1, lr and clip above 0, "
+                f"TrainSpec: {shown} out of range. steps, batch and accumulate must be at least 1, lr and clip above 0, "
                 "weight_decay at least 0, warmup between 0 and 1."
             )
 
@@ -88,6 +93,8 @@ def fit(
     ascent: bool = False,
     label: str | None = None,
     progress: Callable[[int, float], None] | None = None,
+    state: str | Path | None = None,
+    every: int = 100,
 ) -> Fitted:
     r"""Fine-tune: minimise the cross-entropy of :math:`W f(\theta_0 + \delta, x) + b` over :math:`\delta` on `task.train`,
     where f is the ordinary model or, as the regime says, its linearisation at :math:`\theta_0`.
@@ -105,61 +112,79 @@ def fit(
         ascent: flip the sign of the loss: the gradient-ascent baseline of forgetting (arXiv:2212.04089, section 3).
         label: name of the resulting checkpoint, else the task's name.
         progress: called after each update with the number of updates so far and the loss before it.
+        state: a .safetensors file in which the run is kept; if it is there, the run goes on from it, bit for bit as if it
+            had never stopped. It stays when the run is over.
+        every: updates between two states.
     Raises:
-        UsageError: the regime selects no parameter of this model, or the task has no head and none is to be made.
+        UsageError: the regime selects no parameter of this model, the task has no head and none is to be made, labels lie
+            outside the classes, there are fewer samples than a batch, or `state` is of another run.
         KeyMismatch: `base` does not fit `model`.
         NonFinite: the loss became NaN or infinite; says at which step.
     """
     torch = require_torch("Fine-tuning")
-    from ..models.lowrank import LowRank
-
     spec = spec or TrainSpec()
+    state = None if state is None else Path(state)
+    _check(task, spec)
     device = device_of(model)
     f = bind(model)
     first = aliases(model)  # tied weights learn once, under their first name
     start = under_first_names(tensors(base, like=model, device=device), first)
-    chosen = regime.names(model)
     learn_head = regime.head == "trained"
     given = task.needs_head() if task.head or not learn_head else _zero_head(f, start, task, device)
     head = Head(*(t.detach().clone().to(device).requires_grad_(learn_head) for t in (given.weight, given.bias)))
-    # What learns is the displacement itself, so that it is exact however large the weights are, and is the task vector.
-    moved = _coordinates(model, regime, {n: start[n] for n in chosen}, spec.seed)
-    free = [m for m in moved.values() if isinstance(m, torch.Tensor)]
-    fixed = [start[n] for n, m in moved.items() if isinstance(m, torch.Tensor)]
-    factors = [x for m in moved.values() if isinstance(m, LowRank) for x in (m.left, m.right) if x.requires_grad]
-    decaying = [*factors, *((head.weight, head.bias) if learn_head else ())]
-    learned = [*free, *decaying]
-    groups = [{"params": free, "weight_decay": 0.0}, {"params": decaying, "weight_decay": spec.weight_decay}]
+    point = coordinates(model, regime, start, spec.seed)
+    decaying = dict(point.factors)
+    if learn_head:
+        decaying |= {"head.weight": head.weight, "head.bias": head.bias}
+    learned = {**point.free, **decaying}
+    groups = [
+        {"params": list(point.free.values()), "weight_decay": 0.0},  # which `point.decay` does
+        {"params": list(decaying.values()), "weight_decay": spec.weight_decay},
+    ]
     optimiser = torch.optim.AdamW([g for g in groups if g["params"]], lr=spec.lr)
     generator = torch.Generator().manual_seed(spec.seed)
     inputs, labels = task.train.inputs, task.train.labels
-    losses: list[float] = []
-    for step, rows in zip(range(spec.steps), _batches(len(labels), spec.batch, generator), strict=False):
-        x = inputs[rows] if augment is None else augment(inputs[rows], generator)
-        delta = {n: m.full() if regime.forward.split and isinstance(m, LowRank) else m for n, m in moved.items()}
-        logits = head(regime.forward(f, start, delta, x.to(device)))
-        loss = torch.nn.functional.cross_entropy(logits, labels[rows].to(device))
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise NonFinite(
-                f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {losses[-1]}. "
-                f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN."
-            )
+    run = {
+        "task": task.name, "samples": len(labels), "regime": regime.name, "ascent": ascent, **asdict(spec),
+        "base": base.fingerprint() if state else "",
+    }  # fmt: skip
+    saved = Saved(0, (), torch.empty(0, dtype=torch.long), 0)
+    if state is not None and state.exists():
+        saved = load_state(state, run, learned, optimiser, generator)
+    losses, order, position = list(saved.losses), saved.order, saved.position
+    for step in range(saved.step, spec.steps):
         optimiser.zero_grad()
-        (-loss if ascent else loss).backward()
-        torch.nn.utils.clip_grad_norm_(learned, spec.clip)
+        loss = 0.0
+        for _ in range(spec.accumulate):
+            if position + spec.batch > len(order):  # a new epoch; the incomplete last batch of the old one is dropped
+                order, position = torch.randperm(len(labels), generator=generator), 0
+            rows = order[position : position + spec.batch]
+            position += spec.batch
+            x = inputs[rows] if augment is None else augment(inputs[rows], generator)
+            delta = point.delta(formed=regime.forward.split is not None)
+            logits = head(regime.forward(f, start, delta, x.to(device)))
+            part = torch.nn.functional.cross_entropy(logits, labels[rows].to(device)) / spec.accumulate
+            (-part if ascent else part).backward()
+            loss += float(part.detach())
+        if not math.isfinite(loss):
+            kept = f" The state after step {saved.step} is in {state}." if state and saved.step else ""
+            raise NonFinite(
+                f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
+                f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN.{kept}"
+            )
+        losses.append(loss)
+        torch.nn.utils.clip_grad_norm_(learned.values(), spec.clip)
         rate = spec.lr * _rate(step, spec.steps, spec.warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        if free and spec.weight_decay:
-            # Weight decay acts on theta, as in the papers: theta (1 - r) is theta_0 + tau (1 - r) - r theta_0.
-            with torch.no_grad():
-                torch._foreach_mul_(free, 1 - rate * spec.weight_decay)
-                torch._foreach_add_(free, fixed, alpha=-rate * spec.weight_decay)
+        point.decay(rate * spec.weight_decay)
         optimiser.step()
+        if state is not None and (step + 1) % every == 0:
+            saved = Saved(step + 1, tuple(losses), order, position)
+            save_state(state, run, saved, learned, optimiser, generator)
         if progress:
-            progress(step + 1, losses[-1])
-    learnt = {n: (m if isinstance(m, torch.Tensor) else m.full()).detach() for n, m in moved.items()}
+            progress(step + 1, loss)
+    learnt = {n: d.detach() for n, d in point.delta(formed=True).items()}
     for name, values in learnt.items():
         if not torch.isfinite(values).all():
             raise NonFinite(f"training on {task.name!r} left NaN or infinity in {name!r}. Lower the learning rate.")
@@ -177,29 +202,6 @@ def fit(
     )
 
 
-def _coordinates(
-    model: torch.nn.Module, regime: Regime, start: Mapping[str, torch.Tensor], seed: int
-) -> dict[str, Any]:
-    """What learns, at zero displacement: a tensor for each name, or the factors of one."""
-    import torch
-
-    from ..models.lowrank import zero_product
-
-    if regime.low_rank is None:
-        return {n: torch.zeros_like(t).requires_grad_() for n, t in start.items()}
-    generator = torch.Generator().manual_seed(seed)
-    moved: dict[str, Any] = {}
-    for name, weight in start.items():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        by_columns = type(owner).__name__ != "Conv1D"  # GPT-2's layer, whose inputs meet the rows
-        rank = regime.low_rank
-        made = zero_product(weight, rank=rank.rank, alpha=rank.alpha, by_columns=by_columns, generator=generator)
-        for factor in (made.left, made.right):
-            factor.requires_grad_(rank.both or not factor.any())
-        moved[name] = made
-    return moved
-
-
 def _zero_head(f: Bound, params: Mapping[str, torch.Tensor], task: Task, device: torch.device) -> Head:
     import torch
 
@@ -208,14 +210,24 @@ def _zero_head(f: Bound, params: Mapping[str, torch.Tensor], task: Task, device:
     return Head(torch.zeros(len(task.classes), width), torch.zeros(len(task.classes)))
 
 
-def _batches(n: int, batch: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Index batches, epoch after epoch, each epoch a new permutation; the incomplete last batch of an epoch is dropped."""
-    import torch
-
-    batch = min(batch, n)
-    while True:
-        order = torch.randperm(n, generator=generator)
-        yield from order[: n - n % batch].split(batch)
+def _check(task: Task, spec: TrainSpec) -> None:
+    """Refuse, before any work, labels and sizes that cannot be trained on."""
+    labels, n = task.train.labels, len(task.train)
+    if labels.is_floating_point() or labels.dim() != 1:
+        raise UsageError(
+            f"task {task.name!r}: labels must be integers of shape [n], got {labels.dtype} of shape {list(labels.shape)}."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(task.classes):
+        raise UsageError(
+            f"task {task.name!r}: labels run from {low} to {high}; with {len(task.classes)} classes they must lie between 0 "
+            f"and {len(task.classes) - 1}."
+        )
+    if n < spec.batch:
+        raise UsageError(
+            f"task {task.name!r} has {n} training samples, fewer than a batch of {spec.batch}. "
+            f"Set TrainSpec(batch={n}) or less."
+        )
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:
