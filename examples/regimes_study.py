@@ -57,12 +57,11 @@ def trained(model, base, tasks, regime, spec, rates):
     return rate, found[rate][1]
 
 
-def study(seed, setting, late, steps, rates, start=None):
+def study(seed, setting, late, steps, rates, points, start=None):
     rows = {}
     tasks = list(setting.add)
 
     def measure(name, model, base, tasks, vectors, forward, rate):
-        points = tv.grid(-0.5, 1.5, 9)
         added = addition(model, base, vectors, tasks, coefficients=setting.near, forward=forward)
         apart = disentanglement(model, base, vectors, tasks, coefficients=points, forward=forward)
         best = added.row("task arithmetic")
@@ -101,10 +100,14 @@ def main() -> None:
         print(f"seed {seed} ...", file=sys.stderr)
         if o.text:
             late = matching(*(f"encoder.layer.{i}.*" for i in range(FROZEN, 6)))
-            found[seed] = study(seed, text_setting(seed=seed, data=o.data), late, o.steps or 30, o.rates)
+            found[seed] = study(
+                seed, text_setting(seed=seed, data=o.data), late, o.steps or 30, o.rates, tv.grid(0, 1, 3)
+            )
         else:
             start = tv.Checkpoint.of(small_vit(generator=torch.Generator().manual_seed(seed)), label="random")
-            found[seed] = study(seed, digits_setting(seed=seed), everything, o.steps or 120, o.rates, start)
+            found[seed] = study(
+                seed, digits_setting(seed=seed), everything, o.steps or 120, o.rates, tv.grid(0, 1, 5), start
+            )
     names = list(found[o.seeds[0]])
     print("| regime | seed | rate | base | single tasks | sum | normalised | at | mean xi in the box |")
     print("|---|---|---|---|---|---|---|---|---|")

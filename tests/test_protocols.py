@@ -246,7 +246,8 @@ def test_protocols_refuse_what_does_not_correspond():
 
 def test_geometry_of_known_vectors(tmp_path):
     start = Checkpoint.of({"weight": np.full((4, 4), 0.5, np.float32)}, label="base")
-    found = geometry({"a": 3 * teach(1), "b": teach(1, 2), "c": -teach(3)}, base=start)
+    vectors = {"a": 3 * teach(1), "b": teach(1, 2), "c": -teach(3)}
+    found = geometry({n: v.rebase(start) for n, v in vectors.items()}, base=start)
     assert found.norms == pytest.approx((3.0, 2**0.5, 1.0)) and found.base_norm == pytest.approx(2.0)
     expected = [[1, 0.5**0.5, 0], [0.5**0.5, 1, 0], [0, 0, 1]]
     assert np.allclose(found.cosine, expected)

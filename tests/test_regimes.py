@@ -140,11 +140,69 @@ def test_the_fused_projections_of_torch():
     assert len(Part("attention").names(separate)) == 4
 
 
+def make(class_, **children):
+    """A module of a class so named, with these children or parameters."""
+    module = type(class_, (nn.Module,), {})()
+    for name, child in children.items():
+        (module.register_parameter if isinstance(child, nn.Parameter) else module.add_module)(name, child)
+    return module
+
+
+def test_what_is_no_self_attention():
+    def line():
+        return nn.Linear(4, 4)
+
+    own = make(
+        "Attention", in_proj_weight=nn.Parameter(torch.zeros(12, 4)), in_proj_bias=nn.Parameter(torch.zeros(12)),
+        out_proj=line(), q_norm=nn.LayerNorm(4), relative_position_bias_table=nn.Parameter(torch.zeros(9, 2)),
+    )  # fmt: skip
+    block = make(
+        "Block", attn=own, cross_attention=make("PerceiverLayer", attention=make("FooAttention", query=line())),
+        window=make("WindowAttention", qkv=line(), cpb_mlp=nn.Sequential(line(), nn.ReLU(), line())),
+        moe=make("SparseMoe", gate=line(), experts=nn.ModuleList([make("Expert", up=line())])), mlp=make("Mlp", fc=line()),
+    )  # fmt: skip
+    model = make(
+        "Model", layers=nn.ModuleList([block]), head=make("Pooler", attention=make("Attention", out=line())),
+        decoder=nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 1, 8), 1),
+    )  # fmt: skip
+    assert Part("attention").names(model) == [
+        "layers.0.attn.in_proj_weight", "layers.0.attn.out_proj.weight", "layers.0.window.qkv.weight",
+        "decoder.layers.0.self_attn.in_proj_weight", "decoder.layers.0.self_attn.out_proj.weight",
+    ]  # fmt: skip
+    biases = Part("attention", weights=False, biases=True).names(model)
+    assert "layers.0.attn.in_proj_bias" in biases and not any("norm" in n or "table" in n for n in biases)
+    assert [n for n in Part("mlp").names(model) if n.startswith("layers")] == [
+        "layers.0.moe.experts.0.up.weight", "layers.0.mlp.fc.weight",
+    ]  # fmt: skip
+    nn.utils.parametrizations.weight_norm(model.layers[0].attn.out_proj)
+    with pytest.raises(UsageError, match="computes its weight from others"):
+        Part("attention").names(model)
+    with pytest.raises(UsageError, match="expected 'attention' or 'mlp'"):
+        Part("atention")
+
+
+def test_low_rank_weights_may_be_transposed_in_the_model(task):
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.v = nn.Parameter(torch.randn(6, 64) / 8), nn.Linear(6, 8)
+
+        def forward(self, x):
+            return self.v(torch.tanh(x.flatten(1) @ self.w.T))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Written()
+    base = Checkpoint.of(model, label="base")
+    regime = Regime("lr", matching("w"), low_rank=Rank(2, 2.0))
+    assert fit(model, base, task, regime=regime, spec=TrainSpec(steps=20, lr=1e-2)).vector.norm() > 0.1
+
+
 def test_a_network_without_attention_says_what_it_has():
     convnext = nn.Sequential(nn.ModuleDict({"dw": nn.Conv2d(4, 4, 3), "pw": nn.Linear(4, 8)}), nn.Linear(8, 2))
     with pytest.raises(UsageError, match=r"no weights of attention projections \(it has linear layers of: mlp"):
         LINEAR_ONLY.names(convnext)
-    with pytest.raises(UsageError, match="no linear layer in a repeated block"):
+    with pytest.raises(UsageError, match="neither attention modules nor blocks"):
         LINEAR_ONLY.names(nn.Conv2d(1, 1, 1))
 
 

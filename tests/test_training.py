@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from taskvec.errors import KeyMismatch, NonFinite, UsageError
+from taskvec.errors import InputError, KeyMismatch, NonFinite, TaskvecError, UsageError
 from taskvec.models import bind, tensors
 from taskvec.models.vit import small_vit
 from taskvec.select import matching
@@ -175,10 +175,37 @@ def test_a_base_may_hold_a_tied_tensor_under_any_of_its_names(names):
     assert len({made.array(n).tobytes() for n in names}) == 1
 
 
-def test_inputs_that_are_not_finite_are_named(model, base, task):
-    broken = Split(torch.full((8, 1, 8, 8), torch.nan), torch.zeros(8, dtype=torch.int64))
-    with pytest.raises(NonFinite, match="step 1 of 4"):
-        fit(model, base, Task("broken", broken, broken, broken, task.head, task.classes), spec=QUICK)
+def test_inputs_that_are_not_finite_are_named():
+    inputs = torch.zeros(8, 1, 8, 8)
+    inputs[5, 0, 2, 2] = torch.nan
+    with pytest.raises(InputError, match="1 of 8 inputs hold NaN or infinity, the first is sample 5"):
+        Split(inputs, torch.zeros(8, dtype=torch.int64))
+
+
+def test_a_model_that_does_not_fit_the_inputs_says_so(model, base, task):
+    wide = Split(torch.zeros(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64))
+    with pytest.raises(UsageError, match=r"cannot be applied to inputs of torch.float32, shape \[8, 3, 8, 8\]"):
+        fit(model, base, Task("wide", wide, wide, wide, task.head, task.classes), spec=QUICK)
+    narrow = task.with_head(Head(torch.zeros(3, 5), torch.zeros(3)))
+    with pytest.raises(KeyMismatch, match=r"features of shape \[8, 8\], the head takes \[n, 5\]"):
+        fit(model, base, narrow, spec=QUICK)
+    with pytest.raises(UsageError, match="Checkpoint as base and a Regime, got Checkpoint and str"):
+        fit(model, base, task, regime="tangent", spec=QUICK)
+
+
+def test_a_loss_that_depends_on_nothing_is_refused(task):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(64, 8)
+
+        def forward(self, x):
+            return self.inner(x.flatten(1)).detach()
+
+    model = Cut()
+    for regime in (STANDARD, TANGENT):
+        with pytest.raises(UsageError, match="nothing can be learnt"):
+            fit(model, Checkpoint.of(model), task, regime=regime, spec=QUICK)
 
 
 def test_a_base_of_another_shape_is_refused(model, task):
@@ -275,14 +302,22 @@ def test_accumulated_batches_are_one_large_batch(model, base, task):
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        (torch.full((40,), 3), "labels run from 3 to 3; with 3 classes"),
-        (torch.full((40,), -1), "from -1"),
-        (torch.rand(40), "must be integers"),
+        (torch.full((40,), 3), "labels go up to 3; with 3 classes"),
+        (torch.full((40,), -1), "the least -1"),
+        (torch.rand(40), "must be classes from 0, int64"),
+        (torch.zeros(40, dtype=torch.int32), "got torch.int32"),
         (torch.zeros(40, 2, dtype=torch.long), "shape"),
+        (np.zeros(40), "type ndarray"),
         (torch.zeros(5, dtype=torch.long), "5 training samples, fewer than a batch of 8"),
     ],
 )
 def test_labels_that_cannot_be_meant(labels, says, model, base, task):
-    split = Split(task.train.inputs[: len(labels)], labels)
-    with pytest.raises(UsageError, match=says):
+    with pytest.raises(TaskvecError, match=says):
+        split = Split(task.train.inputs[: len(labels)], labels)
         fit(model, base, Task("odd", split, split, split, task.head, task.classes), spec=QUICK)
+
+
+def test_a_label_beyond_the_classes_is_not_scored(model, base, task):
+    split = Split(task.train.inputs, torch.full((40,), 7))
+    with pytest.raises(UsageError, match="labels go up to 7; the head has 3 classes"):
+        accuracy(bind(model), tensors(base), split, task.head)

@@ -23,6 +23,8 @@ from .weights.source import Source, open_source
 
 RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device"}
 
+SHOWN = 20  # differing tensors that a person is shown
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -67,7 +69,9 @@ class Verification:
             return f"{self.output} is {self.expression}: {self.tensors} tensors, {looked} as computed again"
         lines = [f"{self.output} is not what its recipe gives: {self.expression}"]
         lines += [f"  {p}" for p in self.problems]
-        lines += [f"  {d}" for d in self.differences]
+        lines += [f"  {d}" for d in self.differences[:SHOWN]]
+        if len(self.differences) > SHOWN:
+            lines.append(f"  and {len(self.differences) - SHOWN} more tensors of {self.tensors} (--json lists all)")
         return "\n".join(lines)
 
 
@@ -194,6 +198,8 @@ def _changed_input(name: str, recorded: Mapping[str, Any], value: Checkpoint | T
     if source is None:  # an expression such as a - a, which reads nothing
         return []
     now = {f.name: sha256(f, fresh=fresh) for f in source.files}
+    if not recorded["sha256"]:  # it was in memory: the fingerprint alone can tell
+        now = {}
     changed = [f for f, digest in now.items() if digest not in recorded["sha256"].values()]
     said = [f"the input {name} changed: sha256 of {some(changed)} is not the recorded one"] if changed else []
     if not changed and source.fingerprint != recorded["fingerprint"]:

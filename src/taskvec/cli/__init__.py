@@ -78,7 +78,8 @@ def _run(arguments: list[str]) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.NoSuchOption as error:
-        hint = " Put -- before an expression that begins with a minus." if command in ("edit", "explain") else ""
+        minus = command in ("edit", "explain") and not error.option_name.startswith("--")
+        hint = " Put -- before an expression that begins with a minus." if minus else ""
         return fail(f"{error.format_message()}{hint} See `taskvec {command} --help`.", 2)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "taskvec"

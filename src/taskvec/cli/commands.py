@@ -205,7 +205,7 @@ def edit(
             value.save(out, progress=step, **how)
     facts = value.explain(dtype=dtype)
     if as_json:
-        print_json("edit", {"output": str(out), "notes": list(notes), **facts.as_dict()})
+        print_json("edit", {**facts.as_dict(), "output": str(out), "notes": list(notes)})
     else:
         print(f"{plain(out)}: {facts.expression} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)")
     return None

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ..errors import UsageError
@@ -37,30 +40,70 @@ class Dual(torch.Tensor):
 
     value: torch.Tensor
     tangent: torch.Tensor
+    family: weakref.WeakSet[Dual]  # those that share its memory
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         rule = RULES.get(func)
-        if rule is not None and "out" not in kwargs:
-            return rule(*args, **kwargs)
-        if name == "__get__" or name in ASKING:  # shape, dtype, device, ...
+        if rule is None and (name in ASKING or (name == "__get__" and _asks(func))):
             return func(*tree_map(value_of, args), **tree_map(value_of, kwargs))
-        if name.endswith("_") and (not name.endswith("__") or name.startswith("__i")):
-            return _in_place(name, *args, **kwargs)
-        if name == "__setitem__" or kwargs.get("out") is not None:
+        if getattr(_Reverse.held, "wanted", False) and not torch.is_grad_enabled():
+            raise NoDerivative(
+                f"{name}: is run without a graph (torch.no_grad, an autograd.Function or a re-entrant checkpoint)"
+            )
+        if name == "requires_grad_":
+            return args[0]
+        if rule is not None and "out" not in kwargs:
+            try:
+                return rule(*args, **kwargs)
+            except TypeError as error:
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise
+                return _by_jvp(func, *args, **kwargs)  # called in a way that the rule does not know
+        if name in ("__setitem__", "__set__") or kwargs.get("out") is not None or _mutates(func):
             raise NoDerivative(f"{name}: writes into a tensor that was given")
+        if name in IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+            return _in_place(name, *args, **kwargs)
         return _by_jvp(func, *args, **kwargs)
 
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Reached only below torch's functions (torch.jit, torch.vmap, torch.func), where the tangent would be lost."""
+        raise NoDerivative(f"{func}: is run inside torch.jit, torch.vmap or torch.func")
 
-def dual(value: torch.Tensor, tangent: torch.Tensor | None) -> torch.Tensor:
-    """`value` carrying `tangent`; `value` itself if there is none."""
+
+def dual(value: torch.Tensor, tangent: torch.Tensor | None, *, of: Dual | None = None) -> torch.Tensor:
+    """`value` carrying `tangent`; `value` itself if there is none. `of`: whose memory the value may be."""
     if tangent is None:
         return value
     out = torch.Tensor._make_subclass(Dual, value.detach())
-    out.value, out.tangent = value, tangent
+    out.value, out.tangent = value, tangent if tangent.dtype == value.dtype else tangent.to(value.dtype)
+    shared = of is not None and value.untyped_storage().data_ptr() == of.value.untyped_storage().data_ptr()
+    out.family = of.family if of is not None and shared else weakref.WeakSet()
+    out.family.add(out)
     return out
+
+
+def _asks(func: Any) -> bool:
+    """Whether an attribute of a tensor says something about it, rather than being another tensor of its values."""
+    name = getattr(getattr(func, "__self__", None), "__name__", "")
+    return name in ATTRIBUTES or name.startswith("is_")
+
+
+def _mutates(func: Any) -> bool:
+    return isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable
+
+
+def _write(target: Dual, source: Any) -> Dual:
+    """Let `target` be what `source` is, as an operation in place would."""
+    if any(other is not target for other in target.family):
+        raise NoDerivative("an operation in place: writes into memory of which a view is in use")
+    target.value = value_of(source)
+    target.tangent = source.tangent if isinstance(source, Dual) else torch.zeros_like(source)
+    target.family = weakref.WeakSet([target])
+    return target
 
 
 def value_of(x: Any) -> Any:
@@ -77,13 +120,19 @@ ASKING = {
     "get_device", "__len__", "is_nested", "data_ptr", "storage_offset", "__repr__", "is_same_size", "result_type",
     "is_tensor", "isfinite", "isnan", "isinf", "argmax", "argmin", "argsort", "eq", "ne", "lt", "le", "gt", "ge", "__eq__", "__ne__",
     "__lt__", "__le__", "__gt__", "__ge__", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
-    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "detach",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "detach", "register_hook", "retain_grad",
 }  # fmt: skip
+ATTRIBUTES = {
+    "shape", "dtype", "device", "ndim", "layout", "requires_grad", "names", "itemsize", "nbytes", "grad", "grad_fn", "output_nr",
+    "_version", "data", "volatile", "name", "_base",
+}  # fmt: skip
+IN_PLACE = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__", "__imatmul__"}
 
 
 def _by_jvp(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operation that has a forward-mode derivative; costs one more run of it."""
-    if kwargs.get("inplace"):
+    inplace = bool(kwargs.get("inplace"))
+    if inplace:
         kwargs["inplace"] = False
     leaves, form = tree_flatten((args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Dual)]
@@ -98,7 +147,7 @@ def _by_jvp(func: Any, *args: Any, **kwargs: Any) -> Any:
 
     out = run(*(values[i] for i in places))
     flat, shape = tree_flatten(out)
-    if not any(isinstance(x, torch.Tensor) and x.is_floating_point() for x in flat):
+    if not any(_real(x) for x in flat):
         return out
     try:
         with torch.no_grad():
@@ -109,13 +158,28 @@ def _by_jvp(func: Any, *args: Any, **kwargs: Any) -> Any:
             )
     except (NotImplementedError, RuntimeError) as error:
         said = str(error).splitlines()[0]
-        raise NoDerivative(f"{getattr(func, '__name__', func)}: {said}") from error
+        raise NoDerivative(f"{getattr(func, '__name__', func)}: {said.rstrip('.')}") from error
     along = iter(tangents)
-    return tree_unflatten([dual(x, next(along)) if _real(x) else x for x in flat], shape)
+    source = leaves[places[0]]
+    made = tree_unflatten([dual(x, next(along), of=source) if _real(x) else x for x in flat], shape)
+    return _write(source, made) if inplace else made
 
 
 def _real(x: Any) -> bool:
-    return isinstance(x, torch.Tensor) and x.is_floating_point()
+    """Whether a value can have a tangent."""
+    return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
+
+
+class _Reverse:
+    """While it is entered, values are to have a graph: an operation that would lose it is refused."""
+
+    held = threading.local()
+
+    def __enter__(self) -> None:
+        self.before, self.held.wanted = getattr(self.held, "wanted", False), True
+
+    def __exit__(self, *_: object) -> None:
+        self.held.wanted = self.before
 
 
 class NoDerivative(Exception):
@@ -131,10 +195,9 @@ def _in_place(name: str, target: Any, *args: Any, **kwargs: Any) -> Any:
     if func is None or not isinstance(target, Dual):
         raise NoDerivative(f"{name}: writes a value with a tangent into an ordinary tensor")
     out = func(target, *args, **kwargs)
-    if out.shape != target.shape:
-        raise NoDerivative(f"{name}: changes the shape of its tensor")
-    target.value, target.tangent = value_of(out), out.tangent if isinstance(out, Dual) else torch.zeros_like(out)
-    return target
+    if out.shape != target.shape or out.dtype != target.dtype:
+        raise NoDerivative(f"{name}: changes the shape or format of its tensor")
+    return _write(target, out)
 
 
 def _same(func: Any) -> Rule:
@@ -145,8 +208,8 @@ def _same(func: Any) -> Rule:
         with torch.no_grad():
             along = func(*(tangent_of(a) if isinstance(a, Dual) else a for a in args), **kwargs)
         if isinstance(out, torch.Tensor):
-            return dual(out, along)
-        return type(out)(dual(x, t) for x, t in zip(out, along, strict=True))
+            return dual(out, along, of=args[0])
+        return type(out)(dual(x, t, of=args[0]) for x, t in zip(out, along, strict=True))
 
     def checked(*args: Any, **kwargs: Any) -> Any:
         moved = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Dual)]
@@ -178,7 +241,8 @@ def _sum(a: Any, b: Any, sign: float) -> Any:
 
 
 def _added(func: Any, sign: float) -> Rule:
-    def rule(a: Any, b: Any, *, alpha: float = 1) -> Any:
+    def rule(input: Any, other: Any, *, alpha: float = 1) -> Any:
+        a, b = input, other
         value = func(value_of(a), value_of(b), alpha=alpha) if alpha != 1 else func(value_of(a), value_of(b))
         with torch.no_grad():
             along = _sum(tangent_of(a), tangent_of(b), sign * alpha)
@@ -190,7 +254,8 @@ def _added(func: Any, sign: float) -> Rule:
 def _product(func: Any) -> Rule:
     """Anything bilinear in its first two arguments: products, matrix products."""
 
-    def rule(a: Any, b: Any) -> Any:
+    def rule(input: Any, other: Any) -> Any:
+        a, b = input, other
         x, y = value_of(a), value_of(b)
         out = func(x, y)
         with torch.no_grad():
@@ -201,7 +266,8 @@ def _product(func: Any) -> Rule:
     return rule
 
 
-def _divide(a: Any, b: Any, **kwargs: Any) -> Any:
+def _divide(input: Any, other: Any, **kwargs: Any) -> Any:
+    a, b = input, other
     if isinstance(b, Dual) or kwargs:
         return _by_jvp(torch.div, a, b, **kwargs)
     with torch.no_grad():
@@ -209,7 +275,8 @@ def _divide(a: Any, b: Any, **kwargs: Any) -> Any:
     return dual(a.value / b, along)
 
 
-def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    x = input
     out = F.linear(value_of(x), value_of(weight), value_of(bias))
     with torch.no_grad():
         dx, dw, db = tangent_of(x), tangent_of(weight), tangent_of(bias)
@@ -220,20 +287,25 @@ def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
         return dual(out, db.expand(out.shape) if along is None else along)
 
 
-def _addmm(bias: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    product = torch.mm(a, b)
+def _addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    product = torch.mm(mat1, mat2)
     product = alpha * product if alpha != 1 else product
-    return product + (beta * bias if beta != 1 else bias)
+    return product + (beta * input if beta != 1 else input)
 
 
-def _embedding(ids: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
-    out = F.embedding(ids, weight.value, *args, **kwargs)
+def _embedding(
+    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    if max_norm is not None:
+        raise NoDerivative("embedding: with max_norm, which rewrites the weights")
+    out = F.embedding(input, weight.value, padding_idx, None, *args, **kwargs)
     with torch.no_grad():
-        return dual(out, F.embedding(ids, weight.tangent))
+        return dual(out, F.embedding(input, weight.tangent))
 
 
 def _conv(func: Any) -> Rule:
-    def rule(x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def rule(input: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+        x = input
         out = func(value_of(x), value_of(weight), value_of(bias), *args, **kwargs)
         with torch.no_grad():
             along = None
@@ -249,8 +321,12 @@ def _conv(func: Any) -> Rule:
     return rule
 
 
-def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
-    shape = list(shape)
+def _layer_norm(
+    input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enable: bool = True
+) -> Any:  # fmt: skip
+    x, shape = input, list(normalized_shape)
+    if torch.is_autocast_enabled(x.device.type):  # knows layer_norm, but not what is called here
+        return _by_jvp(F.layer_norm, x, shape, weight, bias, eps)
     value, w = value_of(x), value_of(weight)
     out, mean, rstd = torch.native_layer_norm(value, shape, w, value_of(bias), eps)
     with torch.no_grad():
@@ -270,33 +346,39 @@ def _layer_norm(x: Any, shape: Any, weight: Any = None, bias: Any = None, eps: f
 def _diagonal(func: Any, derivative: Callable[..., torch.Tensor]) -> Rule:
     """Entry-wise functions: what multiplies a gradient in their reverse kernel multiplies a tangent too."""
 
-    def rule(x: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
-        out = func(x.value, *args, **kwargs)
+    def rule(input: Any, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:
+        out = func(input.value, *args, **kwargs)
         with torch.no_grad():
-            return dual(out, derivative(x.tangent, x.value, out, *args, **kwargs))
+            made = dual(out, derivative(input.tangent, input.value, out, *args, **kwargs))
+        return _write(input, made) if inplace else made
 
     return rule
 
 
-def _softmax(x: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
+def _softmax(input: Any, dim: Any, dtype: Any = None) -> Any:
+    out = torch.softmax(input.value, dim, dtype=dtype)
+    with torch.no_grad():
+        return dual(out, aten._softmax_backward_data(input.tangent.to(out.dtype), out, dim, out.dtype))
+
+
+def _softmax_of_nn(input: Any, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Any:
     if dim is None:
         raise NoDerivative("softmax: without a dimension")
-    out = torch.softmax(x.value, dim, dtype=dtype)
-    with torch.no_grad():
-        return dual(out, aten._softmax_backward_data(x.tangent.to(out.dtype), out, dim, out.dtype))
+    return _softmax(input, dim, dtype)
 
 
-def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if training and p > 0:
-        raise NoDerivative("dropout: the module is in training mode")
-    return x
+        raise NoDerivative("dropout: is active whatever the module's mode")
+    return input
 
 
 def _attention(
-    q: Any, k: Any, v: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
-    enable_gqa: bool = False,
+    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
+    scale: Any = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     """Scaled dot-product attention: the value by the fused kernel, the tangent by its formula."""
+    q, k, v = query, key, value
     if dropout_p > 0:
         raise NoDerivative("scaled_dot_product_attention: with dropout")
     mask = value_of(attn_mask)
@@ -317,8 +399,8 @@ def _attention(
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
         shares = torch.softmax(scores, -1)
-        if mask is not None and mask.dtype == torch.bool:
-            shares = shares.masked_fill(~mask.any(-1, keepdim=True), 0.0)  # rows that see nothing
+        if mask is not None:  # rows that see nothing
+            shares = shares.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
         moved = None if da is None else (da * factor) @ b.mT
         moved = _sum(moved, None if db is None else a @ db.mT, 1)
         moved = _sum(moved, tangent_of(attn_mask), 1)
@@ -357,10 +439,16 @@ def _multi_head(
         if hidden.dtype == torch.bool:
             hidden = torch.zeros_like(hidden, dtype=value_of(q).dtype).masked_fill(hidden, -math.inf)
         mask = _as_scores(mask, q) + hidden[:, None, None] if mask is not None else hidden[:, None, None]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=_as_scores(mask, q))
+    mask, shares = _as_scores(mask, q), None
+    if need_weights:
+        scores = torch.matmul(q / math.sqrt(q.shape[-1]), k.transpose(-2, -1))
+        shares = torch.softmax(scores if mask is None else scores + mask, -1)
+        out = torch.matmul(shares, v)
+        shares = shares.mean(1) if average_attn_weights else shares
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     out = out.permute(2, 0, 1, 3)
-    out = F.linear(out.reshape(*out.shape[:2], embed), out_weight, out_bias)
-    return out, None  # the attention weights are not differentiated
+    return F.linear(out.reshape(*out.shape[:2], embed), out_weight, out_bias), shares
 
 
 def _as_scores(mask: Any, like: Any) -> Any:
@@ -378,7 +466,7 @@ LINEAR = (
     torch.reshape, torch.permute, torch.transpose, torch.t, torch.unsqueeze, torch.squeeze, torch.flatten, torch.unbind,
     torch.chunk, torch.split, torch.sum, torch.mean, torch.neg, torch.clone, torch.roll, torch.flip, torch.index_select,
     torch.narrow, torch.movedim, torch.swapaxes, F.avg_pool2d, F.adaptive_avg_pool2d,
-    T.T.__get__, T.mT.__get__, T.H.__get__,
+    T.T.__get__, T.mT.__get__, T.H.__get__, T.mH.__get__,
 )  # fmt: skip
 RULES: Mapping[Any, Rule] = {
     **{func: _same(func) for func in LINEAR},
@@ -391,13 +479,12 @@ RULES: Mapping[Any, Rule] = {
     **dict.fromkeys((torch.div, T.div, T.__truediv__, torch.true_divide), _divide),
     **dict.fromkeys((torch.addmm, T.addmm), _addmm),
     **{func: _conv(func) for func in (F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)},
-    **dict.fromkeys((F.softmax, torch.softmax, T.softmax), _softmax),
+    **dict.fromkeys((torch.softmax, T.softmax), _softmax),
+    F.softmax: _softmax_of_nn,
     F.linear: _linear,
     F.embedding: _embedding,
     F.layer_norm: _layer_norm,
-    torch.layer_norm: lambda x, shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True: _layer_norm(
-        x, shape, weight, bias, eps
-    ),
+    torch.layer_norm: _layer_norm,
     F.gelu: _diagonal(F.gelu, lambda t, x, y, approximate="none": aten.gelu_backward(t, x, approximate=approximate)),
     **{
         f: _diagonal(torch.relu, lambda t, x, y: aten.threshold_backward(t, x, 0)) for f in (F.relu, torch.relu, T.relu)
@@ -435,15 +522,18 @@ def carried(
         UsageError: an operation has no forward-mode derivative; names it and the module.
     """
     duals = {n: dual(base[n], d.detach()) for n, d in zip(names, moved, strict=True)}
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # torch's encoder layers as one operation, without a derivative
         out = f({**base, **duals}, x)
     except NoDerivative as error:
+        where = module_at(error)
         raise UsageError(
-            f"the model cannot be linearised: in {module_at(error)}, {error}. Write that operation with differentiable ones "
-            "(for attention, the sdpa or eager implementation), or use a regime that is not tangent."
+            f"the model cannot be linearised: {f'in {where}, ' if where else ''}{error}. "
+            "Write that operation with differentiable ones, or use a regime that is not tangent."
         ) from error
-    if not isinstance(out, torch.Tensor):
-        raise UsageError(f"the model cannot be linearised: it returns {type(out).__name__}, expected one tensor.")
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     value = value_of(out)
     return value, out.tangent if isinstance(out, Dual) else torch.zeros_like(value)
 
@@ -455,13 +545,14 @@ class AtBase(torch.autograd.Function):
     def forward(ctx: Any, f: Any, base: Any, names: Any, x: Any, *moved: torch.Tensor) -> Any:
         ctx.leaves = [base[n].detach().requires_grad_() for n in names]
         ctx.set_materialize_grads(False)
-        with torch.enable_grad():
+        with torch.enable_grad(), _Reverse():
             ctx.value, along = carried(f, {**base, **dict(zip(names, ctx.leaves, strict=True))}, names, moved, x)
         ctx.mark_non_differentiable(along)
         return ctx.value.detach(), along
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:  # type: ignore[override]
         found = (None,) * len(ctx.leaves)
         if grads[0] is not None and ctx.value.requires_grad:
             found = torch.autograd.grad(ctx.value, ctx.leaves, grads[0], allow_unused=True)

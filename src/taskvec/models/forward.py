@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import KeyMismatch, UsageError, some
 from .functional import Bound
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def _linearised(f: Bound, base: Weights, delta: Weights, x: torch.Tensor) -> tor
     Args:
         f: the bound model, outputs one tensor.
         base: :math:`\theta_0`, every parameter; receives no gradient.
-        delta: :math:`\delta`; names that it lacks are not displaced, and cost nothing.
+        delta: :math:`\delta`; names that it lacks are not displaced, and cost nothing. Buffers (batch-norm statistics) are no
+            parameters: they stay at the base.
         x: a batch of inputs.
     Raises:
         UsageError: an operation of the model has no forward-mode derivative; says which, and in which module.
@@ -79,7 +80,14 @@ def value_and_tangent(f: Bound, base: Weights, delta: Weights, x: torch.Tensor) 
 
     from .dual import AtBase, carried
 
-    names, moved = list(delta), list(delta.values())
+    unknown = [n for n in delta if n not in base]
+    if unknown:
+        raise KeyMismatch(f"the displacement has {len(unknown)} names that the base lacks: {some(unknown)}.")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise UsageError("the linearised model gives no gradient of its inputs; detach them.")
+    fixed = getattr(f, "buffers", frozenset())  # statistics stay as they are at the base
+    names = [n for n in delta if n not in fixed]
+    moved = [delta[n] for n in names]
     if torch.is_grad_enabled() and any(d.requires_grad for d in moved):
         return AtBase.apply(f, base, names, x, *moved)  # type: ignore[return-value]
     with torch.no_grad():

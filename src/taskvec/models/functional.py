@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import KeyMismatch, missing_extra, some
+from ..errors import KeyMismatch, StorageError, TaskvecError, UsageError, missing_extra, some
 from ..weights import Checkpoint, TaskVector
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def bind(module: torch.nn.Module) -> Bound:
     r"""The pure function :math:`f(\theta, x)` of a module's weights.
 
     The module itself is neither changed nor copied in memory. It runs in evaluation mode: no dropout, and buffers such as
-    batch-norm statistics are fixed. Buffers named in `params` are taken from there, the others from the module.
+    batch-norm statistics are fixed. Buffers named in `params` are taken from there, the others from the module. One bound
+    function is for one thread at a time; bind again for another.
 
     Args:
         module: any module whose call takes one input.
@@ -77,7 +78,7 @@ def bind(module: torch.nn.Module) -> Bound:
         >>> bind(layer)({"weight": torch.tensor([[2.0, 3.0]])}, torch.ones(1, 2))
         tensor([[5.]])
     """
-    require_torch("Binding a model")
+    torch = require_torch("Binding a model")
     from torch.func import functional_call
 
     # A copy of the structure that shares the tensors: eval() must not reach the caller's module.
@@ -87,8 +88,28 @@ def bind(module: torch.nn.Module) -> Bound:
 
     def f(params: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         check_names({n: tuple(t.shape) for n, t in params.items()}, twin, "the given weights")
-        return functional_call(twin, under_first_names(params, first), (x,))
+        try:
+            out = functional_call(twin, under_first_names(params, first), (x,))
+        except torch.OutOfMemoryError as error:
+            raise StorageError(
+                f"out of memory on {x.device} with {len(x)} samples at a time. Use a smaller TrainSpec(batch=...), with "
+                "accumulate=... for the same update."
+            ) from error
+        except (RuntimeError, IndexError, TypeError) as error:
+            if isinstance(error, TaskvecError):
+                raise
+            raise UsageError(
+                f"{type(module).__name__} cannot be applied to inputs of {x.dtype}, shape {list(x.shape)}: "
+                f"{str(error).splitlines()[0]}."
+            ) from error
+        if not isinstance(out, torch.Tensor):
+            raise UsageError(
+                f"{type(module).__name__} returns {type(out).__name__}, expected one tensor of features. Wrap it in a module that "
+                "returns that tensor alone."
+            )
+        return out
 
+    f.buffers = frozenset(n for n, _ in twin.named_buffers())  # type: ignore[attr-defined]
     return f
 
 

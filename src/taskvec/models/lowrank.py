@@ -68,20 +68,34 @@ class _Displaced(torch.Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and isinstance(args[1], _Displaced) and not isinstance(args[0], _Displaced):
-            x, displaced, *bias = args
-            bias = bias[0] if bias else kwargs.get("bias")
-            return F.linear(x, displaced.weight, bias) + _through(
-                x, displaced.delta.right.T, displaced.delta.left.T, displaced
-            )
-        if func is torch.addmm and isinstance(args[2], _Displaced) and not kwargs:
-            bias, x, displaced = args
-            added = _through(x, displaced.delta.left, displaced.delta.right, displaced)
-            return torch.addmm(bias, x, displaced.weight) + added
-        if getattr(func, "__name__", "") == "__get__":  # shape, dtype, device
+        rule = {F.linear: _linear, torch.addmm: _addmm}.get(func)
+        if rule is not None:
+            try:
+                return rule(*args, **kwargs)
+            except TypeError as error:
+                if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+                    raise
+        name = getattr(getattr(func, "__self__", None), "__name__", "")
+        if getattr(func, "__name__", "") == "__get__" and (name in ATTRIBUTES or name.startswith("is_")):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
         return func(*tree_map(_whole, args), **tree_map(_whole, kwargs))
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    if not isinstance(weight, _Displaced) or isinstance(input, _Displaced):
+        return F.linear(_whole(input), _whole(weight), _whole(bias))
+    added = _through(input, weight.delta.right.T, weight.delta.left.T, weight)
+    return F.linear(input, weight.weight, bias) + added
+
+
+def _addmm(input: Any, mat1: Any, mat2: Any) -> Any:
+    if not isinstance(mat2, _Displaced) or isinstance(mat1, _Displaced):
+        return torch.addmm(_whole(input), _whole(mat1), _whole(mat2))
+    return torch.addmm(input, mat1, mat2.weight) + _through(mat1, mat2.delta.left, mat2.delta.right, mat2)
+
+
+ATTRIBUTES = {"shape", "dtype", "device", "ndim", "layout", "requires_grad", "itemsize", "nbytes"}
 
 
 def _through(x: torch.Tensor, first: torch.Tensor, second: torch.Tensor, displaced: _Displaced) -> torch.Tensor:

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     import torch
 
 Kind = Literal["attention", "mlp"]
-ATTENTION = re.compile(r"(attention|attn)\d*$", re.IGNORECASE)  # of a class
-CROSS = re.compile(r"cross|encdec|encoder_attn", re.IGNORECASE)  # of a class or of a name
-FEED_FORWARD = re.compile(r"mlp|feed_?forward|ffn", re.IGNORECASE)  # a class inside attention that is none of it
+ATTENTION = re.compile(
+    r"(attention|attn)\d*$|^MH(S)?A$|SelfAttention(Layer|Module)$|^Attention(Module|WithRoPE)$", re.I
+)  # a class
+CROSS = re.compile(r"cross_?att|^x_?attn|encoder_?att|encdec|token_to_image", re.I)  # a class or a name
+OTHER = re.compile(r"mlp|feed_?forward|ffn", re.I)  # a class or a name inside attention that is none of it
+HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head"}  # names
+ROUTERS = {"router", "gate", "shared_expert_gate"}  # names of what chooses among experts
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,12 @@ class Part:
     biases: bool = False
     within: Select = everything
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("attention", "mlp") or not (self.weights or self.biases):
+            raise UsageError(
+                f"{self.kind!r} is no part of a network with parameters; expected 'attention' or 'mlp', with weights or biases."
+            )
+
     def names(self, module: torch.nn.Module) -> list[str]:
         """The parameters of this part, tied ones under their first name.
 
@@ -61,7 +71,7 @@ class Part:
             has = (
                 f"it has linear layers of: {', '.join(kinds)}"
                 if kinds
-                else "it has no linear layer in a repeated block"
+                else "it has neither attention modules nor blocks in a list"
             )
             raise UsageError(
                 f"{type(module).__name__} has no {self} ({has}; its parameters are {some(list(first))}). "
@@ -82,29 +92,38 @@ def _linear(module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
     """(kind or "", name within its layer, full name) of every parameter of a linear layer."""
     import torch
 
-    chain: dict[str, list[tuple[str, torch.nn.Module]]] = {"": [("", module)]}
+    chain: dict[str, list[tuple[str, torch.nn.Module]]] = {}
     for path, layer in module.named_modules():
-        parent = path.rpartition(".")[0]
-        chain[path] = above = [*chain[parent], (path.rpartition(".")[2], layer)] if path else chain[""]
+        parent, _, name = path.rpartition(".")
+        chain[path] = above = [*chain[parent], (name, layer)] if path else [("", module)]
+        kind = _kind(above)
         own = isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D"
-        own |= isinstance(layer, torch.nn.MultiheadAttention)
-        if own:
-            kind = _kind(above)
-            for name, parameter in layer.named_parameters(recurse=False):
-                if name not in ("bias_k", "bias_v") and parameter is not None:
-                    yield kind, name, f"{path}.{name}" if path else name
+        # Attention modules may hold projections of their own: torch's and open_clip's in_proj_weight, BEiT's q_bias.
+        own |= kind == "attention" and bool(ATTENTION.search(type(layer).__name__))
+        for inner, parameter in layer.named_parameters(recurse=False) if own else ():
+            matrix, bias = parameter.dim() == 2 and "weight" in inner, parameter.dim() == 1 and "bias" in inner
+            if (matrix or bias) and inner not in ("bias_k", "bias_v"):
+                yield kind, inner, f"{path}.{inner}" if path else inner
+        if own and kind and hasattr(layer, "parametrizations"):
+            raise UsageError(
+                f"{path} computes its weight from others (torch.nn.utils.parametrize); select the parameters by name, or remove "
+                "the parametrization first."
+            )
 
 
 def _kind(above: list[tuple[str, torch.nn.Module]]) -> str:
     """The kind of the layer that ends this chain of (name, module)."""
-    inside = ""
+    inside, parent = "", ""
     for name, module in above:
         class_ = type(module).__name__
-        if ATTENTION.search(class_):
-            if CROSS.search(name) or CROSS.search(class_):
-                return ""
-            inside = "attention"
-        elif inside and FEED_FORWARD.search(class_):
-            inside = ""
+        attends = bool(ATTENTION.search(class_))
+        if name in HEADS or name in ROUTERS or CROSS.search(name) or (attends and CROSS.search(class_)):
+            return ""
+        if attends and name == "multihead_attn" and parent.endswith("DecoderLayer"):  # torch's name for cross-attention
+            return ""
+        if inside and (OTHER.search(name) or OTHER.search(class_)):
+            return ""
+        inside = "attention" if attends else inside
+        parent = class_
     repeated = any(name.isdecimal() for name, _ in above[:-1])
     return inside or ("mlp" if repeated else "")

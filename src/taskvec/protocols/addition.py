@@ -26,7 +26,7 @@ def addition(
     *,
     methods: Mapping[str, TaskVector] | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
-    forward: Forward | None = None,
+    forward: Forward | str | None = None,
     seed: int = 0,
     title: str = "Addition",
 ) -> AdditionResult:

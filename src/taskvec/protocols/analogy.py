@@ -29,7 +29,7 @@ def analogy(
     sources: Mapping[str, TaskVector] | None = None,
     target_tuned: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
-    forward: Forward | None = None,
+    forward: Forward | str | None = None,
     seed: int = 0,
     title: str = "Analogy",
 ) -> AnalogyResult:

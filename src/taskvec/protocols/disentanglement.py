@@ -31,7 +31,7 @@ def disentanglement(
     *,
     coefficients: Sequence[float] = grid(-1, 2, 13),
     box: tuple[float, float] = (0.0, 1.0),
-    forward: Forward | None = None,
+    forward: Forward | str | None = None,
     distance: Literal["prediction", "representation"] = "prediction",
     title: str = "Weight disentanglement",
 ) -> DisentanglementResult:
@@ -85,7 +85,11 @@ def disentanglement(
         pairs=pairs,
         provenance=Provenance.now(
             inputs={"base": base.fingerprint()},
-            settings={"grid": [coefficients[0], coefficients[-1], len(coefficients)], "split": "validation"},
+            settings={
+                "forward": forward.name,
+                "grid": [coefficients[0], coefficients[-1], len(coefficients)],
+                "split": "validation",
+            },
         ),
     )
 

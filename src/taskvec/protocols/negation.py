@@ -29,7 +29,7 @@ def negation(
     control: Task,
     ascent: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
-    forward: Forward | None = None,
+    forward: Forward | str | None = None,
     control_share: float = 0.95,
     seed: int = 0,
     title: str = "Negation",

@@ -6,6 +6,7 @@ not tasks, so it cannot choose on anything else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -101,15 +102,19 @@ def checked_grid(coefficients: Sequence[float]) -> tuple[float, ...]:
     """
     if not coefficients:
         raise UsageError("no coefficients to choose from. Give a grid, for example grid(0, 1, 21).")
+    if not all(math.isfinite(c) for c in coefficients):
+        raise UsageError(f"the coefficients {list(coefficients)} hold one that is not finite.")
     return tuple(sorted({0.0, *map(float, coefficients)}))
 
 
-def chosen_forward(forward: Forward | None, vectors: Iterable[TaskVector]) -> Forward:
+def chosen_forward(forward: Forward | str | None, vectors: Iterable[TaskVector]) -> Forward:
     """The forward rule asked for, else that of the vectors.
 
     Raises:
         UsageError: none is asked for, and the vectors were trained through different ones.
     """
+    if isinstance(forward, str):
+        return named(forward)
     if forward is not None:
         return forward
     names = sorted({v.forward for v in vectors})

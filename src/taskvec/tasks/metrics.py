@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import NonFinite
+from ..errors import NonFinite, UsageError
 from ..models.functional import Bound, require_torch
 from ..results import Score
 from .task import Head, Split
@@ -30,6 +30,10 @@ def accuracy(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: H
     inputs, labels = split.inputs, split.labels
     device = next(iter(params.values())).device
     head, hits = head.to(device), 0
+    if int(labels.max()) >= len(head.weight):
+        raise UsageError(
+            f"labels go up to {int(labels.max())}; the head has {len(head.weight)} classes, 0 to {len(head.weight) - 1}."
+        )
     with torch.inference_mode():
         for i in range(0, len(labels), batch):
             logits = head(f(params, inputs[i : i + batch].to(device)))

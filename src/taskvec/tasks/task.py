@@ -17,21 +17,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Inputs ``[n, ...]`` and integer labels ``[n]``, on the CPU.
+    """Inputs ``[n, ...]`` (floats as float32, token ids as int64) and labels ``[n]``, int64 from 0, on the CPU.
 
     Raises:
-        InputError: no samples, or counts that differ.
+        InputError: no samples, counts that differ, inputs with NaN or infinity, or labels that are not whole numbers.
     """
 
     inputs: torch.Tensor
     labels: torch.Tensor
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "labels"):
+            if not hasattr(getattr(self, name), "is_floating_point"):
+                kind = type(getattr(self, name)).__name__
+                raise InputError(f"a split takes torch tensors, got {name} of type {kind}. Use torch.as_tensor(...).")
         n, m = len(self.inputs), len(self.labels)
         if n != m:
             raise InputError(f"a split needs one label per input, got {n} inputs and {m} labels.")
         if n == 0:
             raise InputError("a split is empty: it needs at least one sample. Take a larger part of the data.")
+        if self.labels.dim() != 1 or str(self.labels.dtype) != "torch.int64" or int(self.labels.min()) < 0:
+            raise InputError(
+                f"labels must be classes from 0, int64 of shape [n]; got {self.labels.dtype} of shape {list(self.labels.shape)}"
+                + (f", the least {int(self.labels.min())}." if self.labels.dim() == 1 else ".")
+                + " Use labels.long(), and argmax(1) for one-hot labels."
+            )
+        if self.inputs.is_floating_point():
+            bad = (~self.inputs.isfinite()).flatten(1).any(1) if self.inputs.dim() > 1 else ~self.inputs.isfinite()
+            if bad.any():
+                raise InputError(
+                    f"{int(bad.sum())} of {n} inputs hold NaN or infinity, the first is sample {int(bad.nonzero()[0])}. "
+                    "Leave them out, or repair them."
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,7 +67,16 @@ class Head:
     bias: torch.Tensor
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits ``[n, classes]`` of features ``[n, width]``."""
+        """Logits ``[n, classes]`` of features ``[n, width]``.
+
+        Raises:
+            KeyMismatch: features of another shape.
+        """
+        if features.dim() != 2 or features.shape[1] != self.weight.shape[1]:
+            raise KeyMismatch(
+                f"the model gives features of shape {list(features.shape)}, the head takes [n, {self.weight.shape[1]}]. "
+                "A model for taskvec maps inputs to one vector a sample; make the head for this model."
+            )
         return features @ self.weight.T + self.bias
 
     @classmethod
@@ -102,6 +128,19 @@ class Task:
         if self.head is not None and len(self.classes) != len(self.head.weight):
             raise UsageError(
                 f"task {self.name!r} has {len(self.classes)} classes but its head has {len(self.head.weight)} rows."
+            )
+
+    def check_labels(self, split: Split) -> None:
+        """Refuse labels that no class has.
+
+        Raises:
+            UsageError: a label beyond the classes.
+        """
+        high = int(split.labels.max())
+        if high >= len(self.classes):
+            raise UsageError(
+                f"task {self.name!r}: labels go up to {high}; with {len(self.classes)} classes they must be 0 to "
+                f"{len(self.classes) - 1}."
             )
 
     def with_head(self, head: Head) -> Task:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import NonFinite, UsageError
+from ..errors import NonFinite, UsageError, some
 from ..models.forward import Forward
 from ..models.functional import Bound, aliases, bind, device_of, require_torch, tensors, under_first_names
 from ..tasks.task import Head, Task
@@ -51,7 +51,7 @@ class TrainSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        wrong = [n for n in ("steps", "batch", "accumulate") if getattr(self, n) < 1]
+        wrong = [n for n in ("steps", "batch", "accumulate") if not getattr(self, n) >= 1 or getattr(self, n) % 1]
         wrong += [n for n in ("lr", "clip") if not 0 < getattr(self, n) < math.inf]
         wrong += [n for n in ("weight_decay",) if not 0 <= getattr(self, n) < math.inf]
         wrong += ["warmup"] * (not 0 <= self.warmup <= 1)
@@ -124,7 +124,18 @@ def fit(
     torch = require_torch("Fine-tuning")
     spec = spec or TrainSpec()
     state = None if state is None else Path(state)
-    _check(task, spec)
+    if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
+        raise UsageError(
+            f"fit takes a Checkpoint as base and a Regime, got {type(base).__name__} and {type(regime).__name__}. "
+            "Write Checkpoint.of(module) and, for example, taskvec.training.TANGENT."
+        )
+    task.check_labels(task.train)
+    if len(task.train) < spec.batch:
+        n = len(task.train)
+        raise UsageError(
+            f"task {task.name!r} has {n} training samples, fewer than a batch of {spec.batch}. "
+            f"Set TrainSpec(batch={n}) or less."
+        )
     device = device_of(model)
     f = bind(model)
     first = aliases(model)  # tied weights learn once, under their first name
@@ -164,13 +175,19 @@ def fit(
             delta = point.delta(formed=regime.forward.split is not None)
             logits = head(regime.forward(f, start, delta, x.to(device)))
             part = torch.nn.functional.cross_entropy(logits, labels[rows].to(device)) / spec.accumulate
-            (-part if ascent else part).backward()
+            if part.requires_grad:
+                (-part if ascent else part).backward()
             loss += float(part.detach())
         if not math.isfinite(loss):
             kept = f" The state after step {saved.step} is in {state}." if state and saved.step else ""
             raise NonFinite(
                 f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
                 f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN.{kept}"
+            )
+        if step == 0 and all(t.grad is None for t in learned.values()):
+            raise UsageError(
+                f"nothing can be learnt: the loss does not depend on any of {some(learned)}. Does the model detach its outputs, or "
+                "run under no_grad?"
             )
         losses.append(loss)
         torch.nn.utils.clip_grad_norm_(learned.values(), spec.clip)
@@ -208,26 +225,6 @@ def _zero_head(f: Bound, params: Mapping[str, torch.Tensor], task: Task, device:
     with torch.no_grad():
         width = f(params, task.train.inputs[:1].to(device)).shape[-1]
     return Head(torch.zeros(len(task.classes), width), torch.zeros(len(task.classes)))
-
-
-def _check(task: Task, spec: TrainSpec) -> None:
-    """Refuse, before any work, labels and sizes that cannot be trained on."""
-    labels, n = task.train.labels, len(task.train)
-    if labels.is_floating_point() or labels.dim() != 1:
-        raise UsageError(
-            f"task {task.name!r}: labels must be integers of shape [n], got {labels.dtype} of shape {list(labels.shape)}."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= len(task.classes):
-        raise UsageError(
-            f"task {task.name!r}: labels run from {low} to {high}; with {len(task.classes)} classes they must lie between 0 "
-            f"and {len(task.classes) - 1}."
-        )
-    if n < spec.batch:
-        raise UsageError(
-            f"task {task.name!r} has {n} training samples, fewer than a batch of {spec.batch}. "
-            f"Set TrainSpec(batch={n}) or less."
-        )
 
 
 def _rate(step: int, steps: int, warmup: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..errors import NonFinite, UsageError, some
+from ..errors import BaseMismatch, NonFinite, UsageError, some
 from . import graph
 from .algebra import FORWARD_KEY, Checkpoint, TaskVector, lift
 from .execute import Block, evaluate, levels, summarise, whole_tensors
@@ -61,9 +61,17 @@ def compare(
         progress: called with the bytes read since the last call.
     Raises:
         UsageError: no vectors.
+        BaseMismatch: `base` is not what a vector was taken from.
     """
     if not vectors:
         raise UsageError("compare needs at least one task vector.")
+    if base is not None:
+        here = Base(base.label, node=base.node)
+        for v in (v for v in vectors if v.base.same(here) is False):
+            raise BaseMismatch(
+                f"{v.label} was taken from {v.base.label} (fingerprint {v.base.fingerprint}), not from {base.label}: its size "
+                "beside that base would mean nothing. Name its own base, or none."
+            )
     pairs = [(i, j) for i in range(len(vectors)) for j in range(i, len(vectors))]
     dots = {p: lift(DOT, [vectors[p[0]], vectors[p[1]]], per="tensor") for p in pairs}
     changed = [lift(CHANGED, [v], per="tensor") for v in vectors]

@@ -151,9 +151,9 @@ def _obstacles(path: Path, node: Node, need: int, *, overwrite: bool) -> Iterato
                 f"the output {plain(path)} is an input ({source.label}); inputs are never written. Name another output."
             )
             return
-        if source.folder is not None and path.suffix == ".safetensors" and parent.resolve() == source.folder.resolve():
+        if source.folder is not None and source.folder.resolve() in (parent.resolve() / path.name).parents:
             yield UsageError(
-                f"the output {plain(path)} lies in the input folder {source.folder}, which would then hold two sets of weights. "
+                f"the output {plain(path)} lies in the input folder {source.folder}; inputs are never written to. "
                 "Name another output."
             )
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -271,6 +271,8 @@ def _disguise(first: bytes) -> str:
         return "it is a git-LFS pointer, not the weights; run `git lfs pull`"
     if first.lstrip()[:5].lower() in (b"<!doc", b"<html"):
         return "it is an HTML page, probably an error page saved by a download"
+    if first[:8].isascii() and first[:8].decode().isprintable() and len(first) >= 8:
+        return "it begins like a text file"
     if first.startswith((b"PK\x03\x04", b"\x80\x02")):
         return "it is a PyTorch pickle; name it .pt or .bin to have it read as one"
     return ""

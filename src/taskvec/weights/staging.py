@@ -150,6 +150,10 @@ def _begin(target: Path, place: Path, *, folder: bool, plan: str | None) -> Stag
     if found is not None and stat.S_ISDIR((place / "out").lstat().st_mode) == folder:
         log.info("%s: continues from what an earlier run finished.", target)
         return Staging(target, place, plan, found["done"], found["summaries"])
+    if _journal(place, plan=None) is not None:
+        log.info(
+            "%s: what an earlier run finished is of another edit, or an input changed since; it begins anew.", target
+        )
     work = Staging(target, place, plan)
     work.journal.unlink(missing_ok=True)  # a failure here ends the run: it must not speak of what comes next
     _clear(place)
