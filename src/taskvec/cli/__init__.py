@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from ..errors import TaskvecError
+from . import training  # noqa: F401  (adds its command)
 from .commands import cli
 from .terminal import note, print_json, say_error
 

@@ -1,6 +1,7 @@
 """Fine-tuning: which parameters learn (regime.py) and the loop that makes them (loop.py)."""
 
 from .loop import Fitted, TrainSpec, fit
+from .probe import probe
 from .regime import (
     BIAS_ATTENTION,
     LINEAR_ONLY,
@@ -18,5 +19,5 @@ from .regime import (
 
 __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
-    "TANGENT", "Fitted", "Rank", "Regime", "TrainSpec", "fit",
+    "TANGENT", "Fitted", "Rank", "Regime", "TrainSpec", "fit", "probe",
 ]  # fmt: skip

@@ -1,0 +1,145 @@
+"""The command that trains: one public function and a way to show what it returns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import UsageError, nearest, plain
+from .commands import _json, _overwrite, cli
+from .terminal import note, print_json
+
+REGIMES = {
+    "standard": "STANDARD", "tangent": "TANGENT", "linear-only": "LINEAR_ONLY", "linear-only-biases": "LINEAR_ONLY_BIASES",
+    "bias-attention": "BIAS_ATTENTION", "mlp-only": "MLP_ONLY", "lora": "LORA", "linearised-lora": "LINEARISED_LORA",
+}  # fmt: skip
+
+
+@cli.command(short_help="Fine-tune a text encoder on a file of sentences; write its task vector.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
+@click.option("--text", default="text", show_default=True, help="Column of the sentences.")
+@click.option("--label", default="label", show_default=True, help="Column of the labels.")
+@click.option("--lines", is_flag=True, help="DATA has no header: a sentence, a tab and a label on each line.")
+@click.option("--regime", default="standard", show_default=True, help=f"One of {', '.join(REGIMES)}.")
+@click.option("--only", help="Train only parameters whose names match this pattern, for example '*layer.1[01].*'.")
+@click.option("--head", type=click.Path(path_type=Path), help="A head to keep frozen; else one is probed on the base.")
+@click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--lr", type=float, default=1e-4, show_default=True, help="Learning rate after the warm-up.")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches per update.")
+@click.option("--max-tokens", type=click.IntRange(3), default=64, show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Chooses the split, the batches and the coordinates."
+)
+@click.option("--device", help="cpu (the default), cuda or cuda:N.")
+@click.option(
+    "--state", type=click.Path(path_type=Path), help="Keep the run in this .safetensors file and go on from it."
+)
+@_overwrite
+@_json
+def fit(
+    base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None,
+    steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, seed: int, device: str | None, state: Path | None,
+    overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Fine-tune the encoder in the folder BASE on the labelled sentences of DATA and write its task vector.
+
+    Of the sentences 60 % train, 20 % validate; 20 % are a test part that is not read. The head lies beside the vector, as
+    NAME.head.safetensors.
+
+    \b
+    taskvec fit minilm/ reviews.csv --regime tangent -o reviews.safetensors
+    taskvec fit minilm/ other.csv --head reviews.head.safetensors -o other.safetensors
+    """
+    # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if regime not in REGIMES:
+        raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
+    beside = out.with_suffix(".head.safetensors")
+    if out.suffix != ".safetensors":
+        raise UsageError(f"cannot write {plain(out)}: a vector is one file whose name ends in .safetensors.")
+    for path in (out, *((beside,) if head is None else ())):
+        if path.exists() and not overwrite:
+            raise UsageError(f"{plain(path)} exists. Use --overwrite to replace it, or name another.")
+    from dataclasses import replace
+
+    from .. import training
+    from ..models.hub import tokenizer, transformer
+    from ..search import curves
+    from ..select import Select, matching
+    from ..tasks import Head
+    from ..tasks.text import read_sentences, sentences_task
+    from ..weights.device import device as check_device
+
+    check_device(device)
+    how: training.Regime = getattr(training, REGIMES[regime])
+    if only:
+        chosen = matching(only)
+        inside = how.select & chosen if isinstance(how.select, Select) else replace(how.select, within=chosen)  # type: ignore[type-var]
+        how = replace(how, name=f"{how.name} in {only}", select=inside)
+    sentences = read_sentences(data, layout="text-label" if lines else "csv", text=text, label=label)
+    if sentences.empty or sentences.repeated:
+        note(f"{plain(data)}: {sentences.empty} empty and {sentences.repeated} repeated sentences are left out.")
+    model, start = transformer(base)
+    if device:
+        model = model.to(device)
+    task = sentences_task(sentences, tokenise=tokenizer(base, max_tokens=max_tokens), seed=seed)
+    if head is None:
+        note(f"probing a head of {len(task.classes)} classes on the base ({len(task.train)} sentences)")
+        task = task.with_head(training.probe(model, start, task))
+    else:
+        task = task.with_head(Head.read(head))
+    note(how.said(model))
+    spec = training.TrainSpec(steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed)
+    with _steps(steps) as step:
+        made = training.fit(model, start, task, regime=how, spec=spec, progress=step, state=state)
+    parts = {task.name: (task.validation, task.needs_head())}
+    before, after = curves(model, start, made.vector, parts, coefficients=(0.0, 1.0), forward=made.forward)[task.name]
+    made.vector.save(out, overwrite=overwrite)
+    if head is None:
+        made.head.save(beside, overwrite=overwrite)
+    facts = {
+        "output": str(out), "head": str(head or beside), "regime": how.name, "forward": made.forward.name,
+        "classes": list(task.classes), "samples": {"train": len(task.train), "validation": len(task.validation)},
+        "tensors": len(made.vector.names), "values": sum(s.size for s in made.vector.spec.values()), "norm": made.vector.norm(),
+        "loss": {"first": made.losses[0], "last": made.losses[-1]},
+        "validation": {"base": before.model_dump(), "fine-tuned": after.model_dump()},
+    }  # fmt: skip
+    if as_json:
+        print_json("fit", facts)
+        return
+    print(
+        f"{plain(out)}: {facts['tensors']} tensors, {facts['values']:,} values, norm {facts['norm']:.4g} ({how.name})"
+    )
+    print(
+        f"validation accuracy {before} -> {after} [{100 * after.low:.1f}, {100 * after.high:.1f}], n {after.n}"
+        f"; loss {made.losses[0]:.3f} -> {made.losses[-1]:.3f}"
+    )
+
+
+@contextlib.contextmanager
+def _steps(total: int) -> Iterator[Callable[[int, float], None] | None]:
+    """A bar by updates with the loss and the time left, on a terminal; nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: Any = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task("", total=total, loss=0.0)
+        yield lambda step, loss: bar.update(shown, completed=step, loss=loss)

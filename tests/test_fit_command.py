@@ -1,0 +1,125 @@
+"""`taskvec fit`: a tiny BERT with a tokenizer of its own, fine-tuned on a file from the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from taskvec.tasks import Head
+from taskvec.weights import Checkpoint, TaskVector
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
+torch.set_num_threads(1)
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "good",
+    "bad",
+    "film",
+    "meal",
+    "phone",
+    "very",
+    "was",
+    "the",
+    "a",
+    "it",
+]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    things = [f"{a} {b} {c}" for a in ("the", "a", "it") for b in ("film", "meal", "phone") for c in WORDS[5:]]
+    rows = [
+        f"{t} was {'very ' * k}{w},{w}"
+        for t in things
+        for k in range(2)
+        for w in ("good", "bad")
+        if "bad" not in t and "good" not in t
+    ]
+    path.write_text("text,label\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def quick(*more):
+    return ["--steps", 20, "--batch", 16, "--lr", "3e-3", "--max-tokens", 16, *more]
+
+
+@pytest.mark.parametrize("regime", ["standard", "tangent", "lora"])
+def test_a_vector_and_its_head(regime, encoder, reviews, tmp_path, run_cli):
+    out = tmp_path / "tau.safetensors"
+    code, said, err = run_cli("fit", encoder, reviews, "-o", out, "--regime", regime, *quick("--json"))
+    assert code == 0, err
+    facts = json.loads(said)
+    assert facts["command"] == "fit" and facts["classes"] == ["bad", "good"]
+    assert facts["loss"]["last"] < 1.1 * facts["loss"]["first"]  # each of one batch
+    assert facts["validation"]["fine-tuned"]["value"] >= facts["validation"]["base"]["value"]
+    tau = TaskVector.read(out)
+    assert tau.norm() == pytest.approx(facts["norm"]) and tau.forward == (
+        "linearised" if regime == "tangent" else "plain"
+    )
+    assert Head.read(tmp_path / "tau.head.safetensors").weight.shape == (2, 16)
+    assert (Checkpoint.read(encoder) + 0.5 * tau).save(tmp_path / "edited").is_dir()
+    assert "parameters (" in err and ("attention" in err) == (regime == "lora")
+    code, said, _ = run_cli(
+        "fit", encoder, reviews, "-o", tmp_path / "b.safetensors", "--head", tmp_path / "tau.head.safetensors", *quick()
+    )
+    assert code == 0 and "validation accuracy" in said and not (tmp_path / "b.head.safetensors").exists()
+
+
+def test_a_run_is_continued(encoder, reviews, tmp_path, run_cli):
+    state = tmp_path / "run.safetensors"
+    for name in "ab":
+        arguments = quick("--state", state, "--only", "encoder.layer.1.*")
+        assert run_cli("fit", encoder, reviews, "-o", tmp_path / f"{name}.safetensors", *arguments)[0] == 0
+    a, b = (TaskVector.read(tmp_path / f"{n}.safetensors") for n in "ab")
+    assert all(n.startswith("encoder.layer.1.") for n in a.names)
+    assert all(a.array(n).tobytes() == b.array(n).tobytes() for n in a.names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--regime", "tangnt"], 2, "Did you mean 'tangent'"),
+        (["--only", "*.nonsense"], 2, "selects no parameter"),
+        (["--regime", "linear-only", "--only", "*.nonsense"], 2, "no weights of attention projections in *.nonsense"),
+        (["--batch", "5000"], 2, "fewer than a batch"),
+        (["--label", "mark"], 3, "mark"),
+        (["--device", "cuda:7"], 2, "--device cpu"),
+        (["--head", "none.safetensors"], 3, "does not exist"),
+        (["--lr", "0"], 2, "lr=0.0 out of range"),
+    ],
+)
+def test_what_is_refused(arguments, code, says, encoder, reviews, tmp_path, run_cli):
+    out = tmp_path / "tau.safetensors"
+    got, _, err = run_cli("fit", encoder, reviews, "-o", out, *arguments)
+    assert (got, says in err) == (code, True), err
+    assert not out.exists()
+
+
+def test_an_output_is_not_replaced_unasked(encoder, reviews, tmp_path, run_cli):
+    out = tmp_path / "tau.safetensors"
+    out.write_text("mine")
+    assert run_cli("fit", encoder, reviews, "-o", out)[0] == 2 and out.read_text() == "mine"
+    assert run_cli("fit", encoder, reviews, "-o", tmp_path / "folder")[0] == 2
