@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +70,15 @@ def fit(
     for path in (out, *((beside,) if head is None else ())):
         if path.exists() and not overwrite:
             raise UsageError(f"{plain(path)} exists. Use --overwrite to replace it, or name another.")
-    from dataclasses import replace
-
     from .. import training
     from ..models.hub import tokenizer, transformer
     from ..search import curves
-    from ..select import Select, matching
     from ..tasks import Head
     from ..tasks.text import read_sentences, sentences_task
     from ..weights.device import device as check_device
 
     check_device(device)
-    how: training.Regime = getattr(training, REGIMES[regime])
-    if only:
-        chosen = matching(only)
-        inside = how.select & chosen if isinstance(how.select, Select) else replace(how.select, within=chosen)  # type: ignore[type-var]
-        how = replace(how, name=f"{how.name} in {only}", select=inside)
+    how = _regime(regime, only)
     sentences = read_sentences(data, layout="text-label" if lines else "csv", text=text, label=label)
     if sentences.empty or sentences.repeated:
         note(f"{plain(data)}: {sentences.empty} empty and {sentences.repeated} repeated sentences are left out.")
@@ -120,9 +114,23 @@ def fit(
         f"{plain(out)}: {facts['tensors']} tensors, {facts['values']:,} values, norm {facts['norm']:.4g} ({how.name})"
     )
     print(
-        f"validation accuracy {before} -> {after} [{100 * after.low:.1f}, {100 * after.high:.1f}], n {after.n}"
-        f"; loss {made.losses[0]:.3f} -> {made.losses[-1]:.3f}"
+        f"validation accuracy {before} -> {after} [{100 * after.low:.1f}, {100 * after.high:.1f}], n {after.n}; "
+        f"loss {made.losses[0]:.3f} -> {made.losses[-1]:.3f}"
     )
+
+
+def _regime(name: str, only: str | None) -> Any:
+    """A regime by its name on the command line, confined to names that match a pattern."""
+    from .. import training
+    from ..select import Select, matching
+
+    how: training.Regime = getattr(training, REGIMES[name])
+    if not only:
+        return how
+    chosen = matching(only)
+    select: Any = how.select
+    inside = select & chosen if isinstance(select, Select) else replace(select, within=chosen)
+    return replace(how, name=f"{how.name} in {only}", select=inside)
 
 
 @contextlib.contextmanager

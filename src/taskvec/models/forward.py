@@ -78,7 +78,7 @@ def value_and_tangent(f: Bound, base: Weights, delta: Weights, x: torch.Tensor) 
     carries the gradient of their sum."""
     import torch
 
-    from .dual import AtBase, carried
+    from .tangents import AtBase, carried
 
     unknown = [n for n in delta if n not in base]
     if unknown:

@@ -124,18 +124,7 @@ def fit(
     torch = require_torch("Fine-tuning")
     spec = spec or TrainSpec()
     state = None if state is None else Path(state)
-    if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
-        raise UsageError(
-            f"fit takes a Checkpoint as base and a Regime, got {type(base).__name__} and {type(regime).__name__}. "
-            "Write Checkpoint.of(module) and, for example, taskvec.training.TANGENT."
-        )
-    task.check_labels(task.train)
-    if len(task.train) < spec.batch:
-        n = len(task.train)
-        raise UsageError(
-            f"task {task.name!r} has {n} training samples, fewer than a batch of {spec.batch}. "
-            f"Set TrainSpec(batch={n}) or less."
-        )
+    _check(base, task, regime, spec)
     device = device_of(model)
     f = bind(model)
     first = aliases(model)  # tied weights learn once, under their first name
@@ -202,21 +191,42 @@ def fit(
         if progress:
             progress(step + 1, loss)
     learnt = {n: d.detach() for n, d in point.delta(formed=True).items()}
+    trained = Head(head.weight.detach().cpu(), head.bias.detach().cpu())
+    return _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
+
+
+def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec) -> None:
+    """Refuse, before any work, what cannot be trained."""
+    if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
+        raise UsageError(
+            f"fit takes a Checkpoint as base and a Regime, got {type(base).__name__} and {type(regime).__name__}. "
+            "Write Checkpoint.of(module) and, for example, taskvec.training.TANGENT."
+        )
+    task.check_labels(task.train)
+    if len(task.train) < spec.batch:
+        n = len(task.train)
+        raise UsageError(
+            f"task {task.name!r} has {n} training samples, fewer than a batch of {spec.batch}. "
+            f"Set TrainSpec(batch={n}) or less."
+        )
+
+
+def _fitted(
+    base: Checkpoint, task: Task, start: Mapping[str, torch.Tensor], first: Mapping[str, str],
+    learnt: Mapping[str, torch.Tensor], head: Head, losses: tuple[float, ...], forward: Forward, label: str,
+) -> Fitted:  # fmt: skip
+    """The vector and the weights under the base's own names, both names of a tied tensor if it has both; what did not learn
+    keeps the base's bytes."""
     for name, values in learnt.items():
-        if not torch.isfinite(values).all():
+        if not values.isfinite().all():
             raise NonFinite(f"training on {task.name!r} left NaN or infinity in {name!r}. Lower the learning rate.")
-    # Under the base's own names, both names of a tied tensor if it has both; what did not learn keeps the base's bytes.
-    label = label or task.name
-    names = [n for n in base.names if first.get(n, n) in learnt]
-    vector = TaskVector.of(
-        {n: learnt[first.get(n, n)].cpu().numpy() for n in names}, base, label=label, forward=regime.forward.name
-    )
-    kept = base.arrays([n for n in base.names if n not in names])
-    tuned = {n: (start[first.get(n, n)] + learnt[first.get(n, n)]).cpu().numpy() for n in names}
-    checkpoint = Checkpoint.of({n: tuned[n] if n in tuned else kept[n] for n in base.names}, label=label)
-    return Fitted(
-        checkpoint, vector, Head(head.weight.detach().cpu(), head.bias.detach().cpu()), tuple(losses), regime.forward
-    )
+    own = {n: first.get(n, n) for n in base.names if first.get(n, n) in learnt}
+    deltas = {n: learnt[m].cpu().numpy() for n, m in own.items()}
+    vector = TaskVector.of(deltas, base, label=label, forward=forward.name)
+    kept = base.arrays([n for n in base.names if n not in own])
+    tuned = kept | {n: (start[m] + learnt[m]).cpu().numpy() for n, m in own.items()}
+    checkpoint = Checkpoint.of({n: tuned[n] for n in base.names}, label=label)
+    return Fitted(checkpoint, vector, head, losses, forward)
 
 
 def _zero_head(f: Bound, params: Mapping[str, torch.Tensor], task: Task, device: torch.device) -> Head:
