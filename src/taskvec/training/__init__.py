@@ -1,6 +1,7 @@
 """Fine-tuning: which parameters learn (regime.py) and the loop that makes them (loop.py)."""
 
 from .loop import Fitted, TrainSpec, fit
+from .penalties import Penalty, orthogonal, tau_jp
 from .probe import probe
 from .regime import (
     BIAS_ATTENTION,
@@ -19,5 +20,5 @@ from .regime import (
 
 __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
-    "TANGENT", "Fitted", "Rank", "Regime", "TrainSpec", "fit", "probe",
+    "TANGENT", "Fitted", "Penalty", "Rank", "Regime", "TrainSpec", "fit", "orthogonal", "probe", "tau_jp",
 ]  # fmt: skip

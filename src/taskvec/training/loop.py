@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from ..models.functional import Bound, aliases, bind, device_of, require_torch, 
 from ..tasks.task import Head, Task
 from ..weights import Checkpoint, TaskVector
 from .coordinates import coordinates
+from .penalties import Penalty
 from .regime import STANDARD, Regime
 from .state import Saved, load_state, save_state
 
@@ -91,6 +92,7 @@ def fit(
     spec: TrainSpec | None = None,
     augment: Augment | None = None,
     ascent: bool = False,
+    penalties: Sequence[Penalty] = (),
     label: str | None = None,
     progress: Callable[[int, float], None] | None = None,
     state: str | Path | None = None,
@@ -110,6 +112,7 @@ def fit(
         spec: steps, rate, batch, seed.
         augment: ``(inputs, generator) -> inputs``, applied to each batch on the CPU.
         ascent: flip the sign of the loss: the gradient-ascent baseline of forgetting (arXiv:2212.04089, section 3).
+        penalties: terms added to the loss at each update, for example ``[tau_jp(others, weight=0.1)]``.
         label: name of the resulting checkpoint, else the task's name.
         progress: called after each update with the number of updates so far and the loss before it.
         state: a .safetensors file in which the run is kept; if it is there, the run goes on from it, bit for bit as if it
@@ -146,6 +149,7 @@ def fit(
     inputs, labels = task.train.inputs, task.train.labels
     run = {
         "task": task.name, "samples": len(labels), "regime": regime.name, "ascent": ascent, **asdict(spec),
+        "penalties": [[p.name, p.weight] for p in penalties],
         "base": base.fingerprint() if state else "",
     }  # fmt: skip
     saved = Saved(0, (), torch.empty(0, dtype=torch.long), 0)
@@ -167,6 +171,11 @@ def fit(
             if part.requires_grad:
                 (-part if ascent else part).backward()
             loss += float(part.detach())
+        for penalty in penalties:
+            term = torch.as_tensor(penalty.weight * penalty.term(f, start, point.delta(formed=True), generator))
+            if term.requires_grad:
+                term.backward()
+            loss += float(term.detach())
         if not math.isfinite(loss):
             kept = f" The state after step {saved.step} is in {state}." if state and saved.step else ""
             raise NonFinite(
