@@ -90,8 +90,7 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort) as error:
         return fail("interrupted. " + (" ".join(_notes(error)) or "Nothing was left behind."), 130)
     except SystemExit as error:  # a signal
-        for text in _notes(error):
-            note(text)
+        note(" ".join(_notes(error)) or "ended by a signal. Nothing was left behind.")
         raise
     except BrokenPipeError:  # `taskvec ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,53 +156,83 @@ def fit(
     saved = Saved(0, (), torch.empty(0, dtype=torch.long), 0)
     if state is not None and state.exists():
         saved = load_state(state, run, learned, optimiser, generator)
-    losses, order, position = list(saved.losses), saved.order, saved.position
-    for step in range(saved.step, spec.steps):
-        optimiser.zero_grad()
-        loss = 0.0
-        for _ in range(spec.accumulate):
-            if position + spec.batch > len(order):  # a new epoch; the incomplete last batch of the old one is dropped
-                order, position = torch.randperm(len(labels), generator=generator), 0
-            rows = order[position : position + spec.batch]
-            position += spec.batch
-            x = inputs[rows] if augment is None else augment(inputs[rows], generator)
-            delta = point.delta(formed=regime.forward.split is not None)
-            logits = head(regime.forward(f, start, delta, x.to(device)))
-            part = torch.nn.functional.cross_entropy(logits, labels[rows].to(device)) / spec.accumulate
-            if part.requires_grad:
-                (-part if ascent else part).backward()
-            loss += float(part.detach())
-        for penalty in penalties:
-            term = torch.as_tensor(penalty.weight * penalty.term(f, start, point.delta(formed=True), generator))
-            if term.requires_grad:
-                term.backward()
-            loss += float(term.detach())
-        if not math.isfinite(loss):
-            kept = f" The state after step {saved.step} is in {state}." if state and saved.step else ""
-            raise NonFinite(
-                f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
-                f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN.{kept}"
-            )
-        if step == 0 and all(t.grad is None for t in learned.values()):
-            raise UsageError(
-                f"nothing can be learnt: the loss does not depend on any of {some(learned)}. Does the model detach its outputs, or "
-                "run under no_grad?"
-            )
-        losses.append(loss)
-        torch.nn.utils.clip_grad_norm_(learned.values(), spec.clip)
-        rate = spec.lr * _rate(step, spec.steps, spec.warmup)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        point.decay(rate * spec.weight_decay)
-        optimiser.step()
-        if state is not None and (step + 1) % every == 0:
-            saved = Saved(step + 1, tuple(losses), order, position)
-            save_state(state, run, saved, learned, optimiser, generator)
-        if progress:
-            progress(step + 1, loss)
+    losses = list(saved.losses)
+    batches = _Batches(len(labels), spec.batch, generator, saved.order, saved.position)
+
+    def backward(rows: torch.Tensor) -> float:
+        """One batch's part of the loss; adds its gradient."""
+        x = inputs[rows] if augment is None else augment(inputs[rows], generator)
+        delta = point.delta(formed=regime.forward.split is not None)
+        logits = head(regime.forward(f, start, delta, x.to(device)))
+        part = torch.nn.functional.cross_entropy(logits, labels[rows].to(device)) / spec.accumulate
+        if part.requires_grad:
+            (-part if ascent else part).backward()
+        return float(part.detach())
+
+    with _interruptible(lambda: saved.step, state):
+        for step in range(saved.step, spec.steps):
+            optimiser.zero_grad()
+            loss = sum(backward(batches.draw()) for _ in range(spec.accumulate))
+            for penalty in penalties:
+                term = torch.as_tensor(penalty.weight * penalty.term(f, start, point.delta(formed=True), generator))
+                if term.requires_grad:
+                    term.backward()
+                loss += float(term.detach())
+            if not math.isfinite(loss):
+                raise NonFinite(
+                    f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
+                    f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN."
+                )
+            if step == 0 and all(t.grad is None for t in learned.values()):
+                raise UsageError(
+                    f"nothing can be learnt: the loss does not depend on any of {some(learned)}. Does the model detach its outputs, or "
+                    "run under no_grad?"
+                )
+            losses.append(loss)
+            torch.nn.utils.clip_grad_norm_(learned.values(), spec.clip)
+            rate = spec.lr * _rate(step, spec.steps, spec.warmup)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            point.decay(rate * spec.weight_decay)
+            optimiser.step()
+            if state is not None and (step + 1) % every == 0:
+                saved = Saved(step + 1, tuple(losses), batches.order, batches.position)
+                save_state(state, run, saved, learned, optimiser, generator)
+            if progress:
+                progress(step + 1, loss)
     learnt = {n: d.detach() for n, d in point.delta(formed=True).items()}
     trained = Head(head.weight.detach().cpu(), head.bias.detach().cpu())
     return _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
+
+
+@dataclass
+class _Batches:
+    """Index batches, epoch after epoch, each epoch a new permutation; the incomplete last batch of an epoch is dropped."""
+
+    n: int
+    size: int
+    generator: torch.Generator
+    order: torch.Tensor
+    position: int
+
+    def draw(self) -> torch.Tensor:
+        import torch
+
+        if self.position + self.size > len(self.order):
+            self.order, self.position = torch.randperm(self.n, generator=self.generator), 0
+        self.position += self.size
+        return self.order[self.position - self.size : self.position]
+
+
+@contextlib.contextmanager
+def _interruptible(safe: Callable[[], int], state: Path | None) -> Iterator[None]:
+    """Whatever ends the run says what of it is kept."""
+    try:
+        yield
+    except BaseException as error:
+        if state is not None and safe():
+            error.add_note(f"The state after step {safe()} is kept in {state}: the same call goes on from there.")
+        raise
 
 
 def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec) -> None:
