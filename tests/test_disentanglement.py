@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from taskvec import report
 from taskvec.errors import BaseMismatch, NonFinite, UsageError
 from taskvec.methods import ties
 from taskvec.models import bind, linearised, plain
 from taskvec.models.vit import small_vit
-from taskvec.protocols import addition, disentanglement
+from taskvec.protocols import addition, disentanglement, geometry
 from taskvec.results import read_result
 from taskvec.tasks import Head, Split, Task
 from taskvec.training import TANGENT, TrainSpec, fit
@@ -156,3 +157,21 @@ def test_the_file_of_a_tangent_vector_says_so(vit, tmp_path, run_cli):
     lets = ["--let", f"base={tmp_path / 'base'}", "--let", f"tau={tmp_path / 'tau.safetensors'}"]
     code, _, err = run_cli("edit", "base + 0.5 * tau", *lets, "-o", tmp_path / "out")
     assert code == 0 and "trained through the linearised model" in err
+
+
+def test_how_far_from_linear_a_step_is(vit, tmp_path):
+    model, base, vectors, tasks = vit
+    small = {n: 1e-3 * v for n, v in vectors.items()}
+    near, far = (geometry(v, base=base, model=model, tasks=tasks) for v in (small, vectors))
+    assert all(0 < a < 0.05 and b > 20 * a for a, b in zip(near.nonlinearity, far.nonlinearity, strict=True))
+    assert read_result(far.write(tmp_path / "g.json")) == far
+    report.write([far], tmp_path / "g.html")
+    assert "not linear" in (tmp_path / "g.html").read_text(encoding="utf-8")
+    line = nn.Linear(8, 3)
+    start = Checkpoint.of(line, label="base")
+    tau = Checkpoint.of({n: a + 1 for n, a in start.arrays().items()}, label="t") - start
+    split = Split(torch.rand(5, 8), torch.zeros(5, dtype=torch.long))
+    linear = Task("t", split, split, split, Head(torch.eye(3), torch.zeros(3)), tuple("abc"))
+    assert geometry({"t": tau}, base=start, model=line, tasks=[linear]).nonlinearity[0] < 1e-6
+    with pytest.raises(UsageError, match="a task for each of"):
+        geometry(vectors, base=base, model=model, tasks=tasks[:1])

@@ -228,18 +228,27 @@ class AnalogyResult(_Result):
 
 
 class GeometryResult(_Result):
-    """Norms of task vectors and the cosines between them; ``cosine[i][j]`` follows the order of `names`."""
+    """Norms of task vectors and the cosines between them; ``cosine[i][j]`` follows the order of `names`.
+
+    `nonlinearity`, where it was measured, is the part of each step's effect that the first order does not explain.
+    """
 
     kind: Literal["geometry"] = "geometry"
     names: tuple[str, ...]
     norms: tuple[float, ...]
     cosine: tuple[tuple[float, ...], ...]
     base_norm: float | None = None
+    nonlinearity: tuple[float, ...] = ()
 
     @model_validator(mode="after")
     def _fits(self) -> GeometryResult:
         n = len(self.names)
-        if len(self.norms) != n or len(self.cosine) != n or any(len(line) != n for line in self.cosine):
+        if (
+            len(self.nonlinearity) not in (0, n)
+            or len(self.norms) != n
+            or len(self.cosine) != n
+            or any(len(line) != n for line in self.cosine)
+        ):
             raise ValueError(f"{n} names need {n} norms and {n} x {n} cosines")
         return self
 

@@ -232,10 +232,23 @@ def _geometry(result: GeometryResult) -> Section:
     if result.base_norm and result.norms:
         low, high = (v / result.base_norm for v in (min(result.norms), max(result.norms)))
         said.append(f"Their norms are {low:.3f} to {high:.3f} of the norm of the base.")
+    bent = result.nonlinearity
+    if bent:
+        said.append(
+            f"Of what the steps do to the features, the first order leaves {100 * min(bent):.0f} to {100 * max(bent):.0f} % unexplained: "
+            "0 would be a linear step, 100 one that the base's gradient says nothing of."
+        )
     norms = tuple(
-        (Cell(n), Cell(f"{v:.4g}"), *((Cell(f"{v / result.base_norm:.4f}"),) if result.base_norm else ()))
-        for n, v in zip(names, result.norms, strict=True)
+        (
+            Cell(n),
+            Cell(f"{v:.4g}"),
+            *((Cell(f"{v / result.base_norm:.4f}"),) if result.base_norm else ()),
+            *((Cell(f"{bent[i]:.3f}"),) if bent else ()),
+        )
+        for i, (n, v) in enumerate(zip(names, result.norms, strict=True))
     )
+    heads = ("task vector", "norm", *(("share of the base’s",) if result.base_norm else ()))
+    heads += ("not linear",) if bent else ()
     return Section(
         title=clean(result.title),
         question="How large are the task vectors, and do they point in related directions?",
@@ -245,7 +258,7 @@ def _geometry(result: GeometryResult) -> Section:
         verdict="",
         sentences=tuple(filter(None, said)),
         tables=(
-            Table("Norms", ("task vector", "norm", *(("share of the base’s",) if result.base_norm else ())), norms),
+            Table("Norms", heads, norms),
             Table(
                 "Cosines",
                 ("", *names),
