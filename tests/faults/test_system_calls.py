@@ -34,7 +34,7 @@ NAMES = (
 OUTPUTS = ("out", "out.safetensors")
 EIO, ENOSPC = f"error={errno.errorcode[errno.EIO]}", f"error={errno.errorcode[errno.ENOSPC]}"
 KILL = "signal=KILL"
-REMOVAL = ("unlinkat", "rmdir", "openat", "close")
+REMOVAL = ("unlink", "unlinkat", "rmdir", "openat", "close")
 # A full disk shows where something is made or grows.
 FULL = ("openat", "write", "pwrite64", "fsync", "fallocate", "ftruncate", "mkdir", "rename", "renameat", "renameat2")
 
