@@ -15,6 +15,7 @@ from ..models.functional import Bound, aliases, bind, device_of, require_torch, 
 from ..tasks.task import Head, Task
 from ..weights import Checkpoint, TaskVector
 from .coordinates import coordinates
+from .parallel import team
 from .penalties import Penalty
 from .regime import STANDARD, Regime
 from .state import Saved, load_state, save_state
@@ -102,7 +103,7 @@ def fit(
     r"""Fine-tune: minimise the cross-entropy of :math:`W f(\theta_0 + \delta, x) + b` over :math:`\delta` on `task.train`,
     where f is the ordinary model or, as the regime says, its linearisation at :math:`\theta_0`.
 
-    Reads the train split only. The same arguments give the same bits on the same machine and library versions; global
+    Processes of an initialised torch.distributed train one vector together (see parallel.py). Reads the train split only. The same arguments give the same bits on the same machine and library versions; global
     random state is neither read nor changed. `model` is not modified.
 
     Args:
@@ -128,7 +129,8 @@ def fit(
     torch = require_torch("Fine-tuning")
     spec = spec or TrainSpec()
     state = None if state is None else Path(state)
-    _check(base, task, regime, spec)
+    processes = team()
+    _check(base, task, regime, spec, processes.size)
     device = device_of(model)
     f = bind(model)
     first = aliases(model)  # tied weights learn once, under their first name
@@ -161,10 +163,11 @@ def fit(
 
     def backward(rows: torch.Tensor) -> float:
         """One batch's part of the loss; adds its gradient."""
-        x = inputs[rows] if augment is None else augment(inputs[rows], generator)
+        x = inputs[rows] if augment is None else augment(inputs[rows], generator)  # all rows, so that all draw alike
         delta = point.delta(formed=regime.forward.split is not None)
-        logits = head(regime.forward(f, start, delta, x.to(device)))
-        part = torch.nn.functional.cross_entropy(logits, labels[rows].to(device)) / spec.accumulate
+        logits = head(regime.forward(f, start, delta, processes.mine(x).to(device)))
+        wanted = processes.mine(labels[rows]).to(device)
+        part = torch.nn.functional.cross_entropy(logits, wanted) * (len(wanted) / len(rows)) / spec.accumulate
         if part.requires_grad:
             (-part if ascent else part).backward()
         return float(part.detach())
@@ -174,10 +177,15 @@ def fit(
             optimiser.zero_grad()
             loss = sum(backward(batches.draw()) for _ in range(spec.accumulate))
             for penalty in penalties:
-                term = torch.as_tensor(penalty.weight * penalty.term(f, start, point.delta(formed=True), generator))
+                weight = penalty.weight / processes.size  # every process computes all of it
+                term = torch.as_tensor(weight * penalty.term(f, start, point.delta(formed=True), generator))
                 if term.requires_grad:
                     term.backward()
                 loss += float(term.detach())
+            if processes.size > 1:
+                total = torch.tensor(loss, dtype=torch.float64, device=device)
+                processes.add_up([total, *(t.grad for t in learned.values())])
+                loss = float(total)
             if not math.isfinite(loss):
                 raise NonFinite(
                     f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
@@ -197,6 +205,7 @@ def fit(
             optimiser.step()
             if state is not None and (step + 1) % every == 0:
                 saved = Saved(step + 1, tuple(losses), batches.order, batches.position)
+            if saved.step == step + 1 and state is not None and processes.rank == 0:
                 save_state(state, run, saved, learned, optimiser, generator)
             if progress:
                 progress(step + 1, loss)
@@ -235,12 +244,16 @@ def _interruptible(safe: Callable[[], int], state: Path | None) -> Iterator[None
         raise
 
 
-def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec) -> None:
+def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, processes: int) -> None:
     """Refuse, before any work, what cannot be trained."""
     if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
         raise UsageError(
             f"fit takes a Checkpoint as base and a Regime, got {type(base).__name__} and {type(regime).__name__}. "
             "Write Checkpoint.of(module) and, for example, taskvec.training.TANGENT."
+        )
+    if spec.batch < processes:
+        raise UsageError(
+            f"a batch of {spec.batch} cannot be shared by {processes} processes. Set TrainSpec(batch=...) to more."
         )
     task.check_labels(task.train)
     if len(task.train) < spec.batch:
