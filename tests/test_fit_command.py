@@ -91,8 +91,9 @@ def test_a_vector_and_its_head(regime, encoder, reviews, tmp_path, run_cli):
 def test_a_run_is_continued(encoder, reviews, tmp_path, run_cli):
     state = tmp_path / "run.safetensors"
     for name in "ab":
-        arguments = quick("--state", state, "--only", "encoder.layer.1.*")
+        arguments = quick("--state", state, "--only", "encoder.layer.1.*", "--log", tmp_path / "log.csv")
         assert run_cli("fit", encoder, reviews, "-o", tmp_path / f"{name}.safetensors", *arguments)[0] == 0
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 21
     a, b = (TaskVector.read(tmp_path / f"{n}.safetensors") for n in "ab")
     assert all(n.startswith("encoder.layer.1.") for n in a.names)
     assert all(a.array(n).tobytes() == b.array(n).tobytes() for n in a.names)

@@ -323,3 +323,16 @@ def test_a_label_beyond_the_classes_is_not_scored(model, base, task):
     split = Split(task.train.inputs, torch.full((40,), 7))
     with pytest.raises(UsageError, match="labels go up to 7; the head has 3 classes"):
         accuracy(bind(model), tensors(base), split, task.head)
+
+
+def test_vectors_on_the_way_are_kept_also_over_an_interruption(model, base, task, tmp_path):
+    spec, state = TrainSpec(steps=6, lr=1e-2, batch=8), tmp_path / "run.safetensors"
+    short = fit(model, base, task, spec=spec, keep=(2, 5, 6))
+    assert list(short.kept) == [2, 5, 6]
+    assert all(short.kept[6].array(n).tobytes() == a.tobytes() for n, a in short.vector.arrays().items())
+    assert 0 < short.kept[2].norm() < short.vector.norm() and 0 < short.kept[2].cosine(short.vector) < 1
+    with pytest.raises(Stopped):
+        fit(model, base, task, spec=spec, keep=(2, 5, 6), state=state, every=3, progress=stop_after(4))
+    again = fit(model, base, task, spec=spec, keep=(2, 5, 6), state=state, every=3)
+    for step, vector in short.kept.items():
+        assert all(again.kept[step].array(n).tobytes() == a.tobytes() for n, a in vector.arrays().items())

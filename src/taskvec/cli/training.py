@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError, nearest, plain
+from ..files import replace_text
 from .commands import _json, _overwrite, cli
 from .terminal import note, print_json
 
@@ -44,12 +45,13 @@ REGIMES = {
 @click.option(
     "--state", type=click.Path(path_type=Path), help="Keep the run in this .safetensors file and go on from it."
 )
+@click.option("--log", type=click.Path(path_type=Path), help="Write step and loss of every update to this CSV file.")
 @_overwrite
 @_json
 def fit(
     base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None,
     steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, seed: int, device: str | None, state: Path | None,
-    overwrite: bool, as_json: bool,
+    log: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune the encoder in the folder BASE on the labelled sentences of DATA and write its task vector.
 
@@ -95,6 +97,9 @@ def fit(
     spec = training.TrainSpec(steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed)
     with _steps(steps) as step:
         made = training.fit(model, start, task, regime=how, spec=spec, progress=step, state=state)
+    if log is not None:
+        rows = [f"{i},{loss!r}" for i, loss in enumerate(made.losses, 1)]
+        replace_text(log, "\n".join(["step,loss", *rows]) + "\n", what="the log")
     parts = {task.name: (task.validation, task.needs_head())}
     before, after = curves(model, start, made.vector, parts, coefficients=(0.0, 1.0), forward=made.forward)[task.name]
     made.vector.save(out, overwrite=overwrite)

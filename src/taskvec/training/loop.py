@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,7 @@ class Fitted:
         head: the given one, unless the regime trains it.
         losses: at each step, before the update.
         forward: the function through which it was trained, and is to be evaluated.
+        kept: vectors on the way, by the number of updates.
     """
 
     checkpoint: Checkpoint
@@ -83,6 +84,7 @@ class Fitted:
     head: Head
     losses: tuple[float, ...]
     forward: Forward
+    kept: Mapping[int, TaskVector]
 
 
 def fit(
@@ -99,6 +101,7 @@ def fit(
     progress: Callable[[int, float], None] | None = None,
     state: str | Path | None = None,
     every: int = 100,
+    keep: Collection[int] = (),
 ) -> Fitted:
     r"""Fine-tune: minimise the cross-entropy of :math:`W f(\theta_0 + \delta, x) + b` over :math:`\delta` on `task.train`,
     where f is the ordinary model or, as the regime says, its linearisation at :math:`\theta_0`.
@@ -120,6 +123,7 @@ def fit(
         state: a .safetensors file in which the run is kept; if it is there, the run goes on from it, bit for bit as if it
             had never stopped. It stays when the run is over.
         every: updates between two states.
+        keep: numbers of updates after which the vector is kept too (`Fitted.kept`).
     Raises:
         UsageError: the regime selects no parameter of this model, the task has no head and none is to be made, labels lie
             outside the classes, there are fewer samples than a batch, or `state` is of another run.
@@ -152,13 +156,13 @@ def fit(
     inputs, labels = task.train.inputs, task.train.labels
     run = {
         "task": task.name, "samples": len(labels), "regime": regime.name, "ascent": ascent, **asdict(spec),
-        "penalties": [[p.name, p.weight] for p in penalties],
+        "penalties": [[p.name, p.weight] for p in penalties], "keep": sorted(keep),
         "base": base.fingerprint() if state else "",
     }  # fmt: skip
     saved = Saved(0, (), torch.empty(0, dtype=torch.long), 0)
     if state is not None and state.exists():
         saved = load_state(state, run, learned, optimiser, generator)
-    losses = list(saved.losses)
+    losses, kept = list(saved.losses), dict(saved.kept)
     batches = _Batches(len(labels), spec.batch, generator, saved.order, saved.position)
 
     def backward(rows: torch.Tensor) -> float:
@@ -203,15 +207,28 @@ def fit(
                 group["lr"] = rate
             point.decay(rate * spec.weight_decay)
             optimiser.step()
+            if step + 1 in keep:
+                kept[step + 1] = {n: d.detach().cpu().clone() for n, d in point.delta(formed=True).items()}
             if state is not None and (step + 1) % every == 0:
-                saved = Saved(step + 1, tuple(losses), batches.order, batches.position)
+                saved = Saved(step + 1, tuple(losses), batches.order, batches.position, dict(kept))
             if saved.step == step + 1 and state is not None and processes.rank == 0:
                 save_state(state, run, saved, learned, optimiser, generator)
             if progress:
                 progress(step + 1, loss)
     learnt = {n: d.detach() for n, d in point.delta(formed=True).items()}
     trained = Head(head.weight.detach().cpu(), head.bias.detach().cpu())
-    return _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
+    made = _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
+    names = {n: first.get(n, n) for n in made.vector.names}
+    on_the_way = {
+        s: TaskVector.of(
+            {n: d[m].numpy() for n, m in names.items()},
+            base,
+            label=f"{made.vector.label} {s}",
+            forward=made.forward.name,
+        )
+        for s, d in sorted(kept.items())
+    }
+    return replace(made, kept=on_the_way)
 
 
 @dataclass
@@ -279,7 +296,7 @@ def _fitted(
     kept = base.arrays([n for n in base.names if n not in own])
     tuned = kept | {n: (start[m] + learnt[m]).cpu().numpy() for n, m in own.items()}
     checkpoint = Checkpoint.of({n: tuned[n] for n in base.names}, label=label)
-    return Fitted(checkpoint, vector, head, losses, forward)
+    return Fitted(checkpoint, vector, head, losses, forward, {})
 
 
 def _zero_head(f: Bound, params: Mapping[str, torch.Tensor], task: Task, device: torch.device) -> Head:

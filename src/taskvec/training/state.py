@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """How far a run came: updates made, losses so far, and where in its epoch it is."""
+    """How far a run came: updates made, losses so far, where in its epoch it is, and displacements on the way."""
 
     step: int
     losses: tuple[float, ...]
     order: torch.Tensor  # the epoch's permutation
     position: int
+    kept: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
 
 
 def save_state(
@@ -39,7 +40,8 @@ def save_state(
     for name, t in learned.items():
         table |= {f"adam.{name}.{m}": optimiser.state[t][m].cpu() for m in MOMENTS if t in optimiser.state}
     table |= {"generator": generator.get_state(), "order": saved.order, "losses": np.array(saved.losses, np.float64)}
-    facts = {"run": dict(run), "step": saved.step, "position": saved.position}
+    table |= {f"kept.{step}.{n}": t for step, delta in saved.kept.items() for n, t in delta.items()}
+    facts = {"run": dict(run), "step": saved.step, "position": saved.position, "kept": list(saved.kept)}
     table[RUN] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     Checkpoint.of(table, label="state", copy=False).save(path, overwrite=True)
 
@@ -78,4 +80,8 @@ def load_state(
                 optimiser.state[t] = {m: v if m == "step" else v.to(t.device) for m, v in kept.items()}
     generator.set_state(tensor("generator"))
     losses = tuple(float(x) for x in state.array("losses"))
-    return Saved(facts["step"], losses, tensor("order"), facts["position"])
+    kept = {}
+    for step in facts["kept"]:
+        start = f"kept.{step}."
+        kept[step] = {n.removeprefix(start): tensor(n) for n in state.names if n.startswith(start)}
+    return Saved(facts["step"], losses, tensor("order"), facts["position"], kept)
