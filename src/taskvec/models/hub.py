@@ -70,6 +70,65 @@ def transformer(
     return _pooled(inner, pad=0 if pad is None else pad, pool=pool, normalise=normalise), base
 
 
+def clip(
+    path: str | Path, *, download: bool = False, revision: str | None = None, label: str | None = None
+) -> tuple[torch.nn.Module, Checkpoint, Callable[[Sequence[str]], torch.Tensor]]:
+    """A CLIP model's image encoder as a module, its weights as the base, and its text encoder as a function.
+
+    The module maps pixels ``[n, 3, size, size]``, prepared as the model's processor does, to image embeddings ``[n, d]``
+    before they are scaled to length 1 (`zero_shot` heads do that). It has the vision tower and the visual projection, under the
+    names they have in the whole model, so vectors apply to the whole checkpoint. The text encoder stays as it is.
+
+    Args:
+        path: a folder with config.json and weights, or, with `download`, an id on the Hugging Face hub.
+        download, revision, label: as in `transformer`.
+    Raises:
+        MissingExtra: transformers or torch is not installed.
+        InputError: the folder does not exist or is not a CLIP model.
+        KeyMismatch: the file lacks parameters of the image encoder.
+    """
+    transformers = _transformers("loading a CLIP model")
+    folder = _folder(path, download=download, revision=revision)
+    import torch
+
+    with _quiet():
+        try:
+            with torch.random.fork_rng(devices=[]):
+                inner: Any = transformers.CLIPModel.from_pretrained(
+                    str(folder), dtype=torch.float32, local_files_only=True
+                )
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{folder} does not load as a CLIP model of transformers: {error}") from error
+    if type(inner.config).__name__ != "CLIPConfig":
+        raise InputError(f"{folder} is no CLIP model: its config is a {type(inner.config).__name__}.")
+    inner.eval()
+
+    class ImageEncoder(torch.nn.Module):
+        """Pixels [n, 3, size, size] -> embeddings [n, d]."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.vision_model, self.visual_projection = inner.vision_model, inner.visual_projection
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.visual_projection(self.vision_model(pixel_values=pixels).pooler_output)
+
+    module = ImageEncoder().eval()
+    names = [n for n, _ in module.named_parameters()]
+    whole = Checkpoint.read(folder, label=label or folder.name)
+    absent = [n for n in names if n not in whole.names]
+    if absent:
+        raise KeyMismatch(f"{folder} lacks {len(absent)} parameters of the image encoder ({some(absent)}).")
+    read = tokenizer(folder, max_tokens=inner.config.text_config.max_position_embeddings)
+    # Padding comes after the end of the text, which the causal text encoder does not look beyond.
+
+    def encode(texts: Sequence[str]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([inner.get_text_features(input_ids=i).pooler_output for i in read(texts).split(PIECE)])
+
+    return module, whole.restrict(names), encode
+
+
 def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
     """A function from texts to token ids of shape ``(n, max_tokens)``, int64, truncated and padded on the right.
 

@@ -11,7 +11,7 @@ from ..errors import NonFinite, UsageError
 from ..models.forward import Forward
 from ..models.functional import bind, device_of, tensors
 from ..results import DisentanglementResult, Pair, Provenance
-from ..search import grid
+from ..search import affine_features, grid
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
 from .rows import checked_grid, checked_tasks, chosen_forward
@@ -155,20 +155,10 @@ def _affine(
     model: torch.nn.Module, base: Checkpoint, vectors: Sequence[TaskVector], tasks: Sequence[Task],
     coefficients: Sequence[float], forward: Forward,
 ) -> Iterator[tuple[int, int, int, torch.Tensor]]:  # fmt: skip
-    """The same for an affine function: one evaluation for each vector, then sums of outputs."""
-    import torch
-
-    assert forward.split is not None
-    f, device = bind(model), device_of(model)
-    origin = tensors(base, like=model, device=device)
-    deltas = [tensors(v, device=device) for v in vectors]
+    """The same for an affine function: one evaluation for each vector, then sums of features."""
+    f = bind(model)
     for k, task in enumerate(tasks):
-        parts = [
-            [forward.split(f, origin, delta, x.to(device)) for x in task.validation.inputs.split(256)]
-            for delta in deltas
-        ]
-        start = torch.cat([value for value, _ in parts[0]])
-        first, second = (torch.cat([along for _, along in part]) for part in parts)
+        start, (first, second) = affine_features(f, model, base, vectors, task.validation, forward)
         for i in _order(coefficients):
             for j in _order(coefficients):
                 yield i, j, k, start + coefficients[i] * first + coefficients[j] * second

@@ -111,21 +111,22 @@ def _affine_curve(
     f: Bound, model: torch.nn.Module, base: Checkpoint, vector: TaskVector, split: Split, head: Head,
     coefficients: Sequence[float], forward: Forward,
 ) -> tuple[Score, ...]:  # fmt: skip
-    origin, (step,) = affine_logits(f, model, base, [vector], split, head, forward)
+    origin, (step,) = affine_features(f, model, base, [vector], split, forward)
+    head = head.to(origin.device)
     labels = split.labels.to(origin.device)
-    hits = [int(((origin + c * step).argmax(dim=1) == labels).sum()) for c in coefficients]
+    hits = [int((head(origin + c * step).argmax(dim=1) == labels).sum()) for c in coefficients]
     return tuple(Score.share(h, len(labels)) for h in hits)
 
 
-def affine_logits(
-    f: Bound, model: torch.nn.Module, base: Checkpoint, vectors: Sequence[TaskVector], split: Split, head: Head,
-    forward: Forward, *, batch: int = 256,
+def affine_features(
+    f: Bound, model: torch.nn.Module, base: Checkpoint, vectors: Sequence[TaskVector], split: Split, forward: Forward,
+    *, batch: int = 256,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:  # fmt: skip
-    r"""Logits at the base and what each vector adds: those at any :math:`\theta_0 + \sum_t a_t\tau_t` are
+    r"""Features at the base and what each vector adds: those at any :math:`\theta_0 + \sum_t a_t\tau_t` are
     ``origin + sum(a * s for a, s in zip(coefficients, steps))``.
 
     Raises:
-        NonFinite: a logit is NaN or infinite.
+        NonFinite: a feature is NaN or infinite.
     """
     import torch
 
@@ -133,17 +134,13 @@ def affine_logits(
     for vector in vectors:
         _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
     device = device_of(model)
-    start, head = tensors(base, like=model, device=device), head.to(device)
-    origin, steps = [], []
-    for i, vector in enumerate(vectors):
-        delta, parts = tensors(vector, device=device), []
-        for x in split.inputs.split(batch):
-            value, along = forward.split(f, start, delta, x.to(device))
-            parts.append(along @ head.weight.T)
-            if i == 0:
-                origin.append(head(value))
-        steps.append(torch.cat(parts))
-    found = torch.cat(origin)
-    if not all(torch.isfinite(x).all() for x in (found, *steps)):
+    start = tensors(base, like=model, device=device)
+    origin, steps = torch.empty(0), []
+    for vector in vectors:
+        delta = tensors(vector, device=device)
+        parts = [forward.split(f, start, delta, x.to(device)) for x in split.inputs.split(batch)]
+        origin = torch.cat([value for value, _ in parts])
+        steps.append(torch.cat([along for _, along in parts]))
+    if not all(x.isfinite().all() for x in (origin, *steps)):
         raise NonFinite("cannot measure a linearised model: its outputs are not finite. The weights are damaged.")
-    return found, steps
+    return origin, steps

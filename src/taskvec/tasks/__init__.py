@@ -2,5 +2,6 @@
 
 from .metrics import accuracy
 from .task import Head, Split, Task, joined
+from .zero_shot import zero_shot
 
-__all__ = ["Head", "Split", "Task", "accuracy", "joined"]
+__all__ = ["Head", "Split", "Task", "accuracy", "joined", "zero_shot"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import InputError, KeyMismatch, UsageError
 from ..models.functional import require_torch, tensors
@@ -61,10 +63,12 @@ class Head:
     Args:
         weight: ``[classes, width]``.
         bias: ``[classes]``.
+        normalise: scale features to length 1 first, as CLIP's zero-shot heads do.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
+    normalise: bool = False
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Logits ``[n, classes]`` of features ``[n, width]``.
@@ -77,6 +81,8 @@ class Head:
                 f"the model gives features of shape {list(features.shape)}, the head takes [n, {self.weight.shape[1]}]. "
                 "A model for taskvec maps inputs to one vector a sample; make the head for this model."
             )
+        if self.normalise:
+            features = features / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return features @ self.weight.T + self.bias
 
     @classmethod
@@ -86,11 +92,13 @@ class Head:
         return cls(torch.randn(classes, width, generator=generator) / width**0.5, torch.zeros(classes))
 
     def to(self, device: torch.device) -> Head:
-        return Head(self.weight.to(device), self.bias.to(device))
+        return Head(self.weight.to(device), self.bias.to(device), self.normalise)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the head as a safetensors file beside the vectors."""
-        weights = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
+        weights: dict[str, Any] = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
+        if self.normalise:
+            weights["normalise"] = np.ones(1, np.uint8)
         return Checkpoint.of(weights, label="head").save(path, overwrite=overwrite)
 
     @classmethod
@@ -101,9 +109,10 @@ class Head:
             KeyMismatch: the file does not hold exactly ``weight`` and ``bias``.
         """
         table = tensors(Checkpoint.read(path))
-        if set(table) != {"weight", "bias"}:
+        normalise = "normalise" in table
+        if set(table) - {"normalise"} != {"weight", "bias"}:
             raise KeyMismatch(f"{path} is not a head: expected the tensors 'weight' and 'bias', got {sorted(table)}.")
-        return cls(table["weight"], table["bias"])
+        return cls(table["weight"], table["bias"], normalise)
 
 
 @dataclass(frozen=True, eq=False)

@@ -141,7 +141,9 @@ def fit(
     start = under_first_names(tensors(base, like=model, device=device), first)
     learn_head = regime.head == "trained"
     given = task.needs_head() if task.head or not learn_head else _zero_head(f, start, task, device)
-    head = Head(*(t.detach().clone().to(device).requires_grad_(learn_head) for t in (given.weight, given.bias)))
+    head = replace(given, **{n: getattr(given, n).detach().clone().to(device) for n in ("weight", "bias")})
+    for t in (head.weight, head.bias):
+        t.requires_grad_(learn_head)
     point = coordinates(model, regime, start, spec.seed)
     decaying = dict(point.factors)
     if learn_head:
@@ -216,7 +218,7 @@ def fit(
             if progress:
                 progress(step + 1, loss)
     learnt = {n: d.detach() for n, d in point.delta(formed=True).items()}
-    trained = Head(head.weight.detach().cpu(), head.bias.detach().cpu())
+    trained = replace(head, weight=head.weight.detach().cpu(), bias=head.bias.detach().cpu())
     made = _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
     names = {n: first.get(n, n) for n in made.vector.names}
     on_the_way = {

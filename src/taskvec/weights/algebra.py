@@ -285,7 +285,7 @@ class TaskVector(_Tensors):
         source = MemorySource(weights, label)
         known = floats(base.spec)
         same_names(source.spec, known, label, base.label, "apply", subset=True)
-        partial = len(source.spec) < len(known)
+        partial = base.partial or len(source.spec) < len(known)
         return cls(graph.read(source), Base(base.label, node=base.node, forward=forward), label, partial)
 
     @classmethod
