@@ -17,8 +17,9 @@ from .regime import (
     Rank,
     Regime,
 )
+from .statistics import fisher, gram
 
 __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
-    "TANGENT", "Fitted", "Penalty", "Rank", "Regime", "TrainSpec", "fit", "orthogonal", "probe", "tau_jp",
+    "TANGENT", "Fitted", "Penalty", "Rank", "Regime", "TrainSpec", "fisher", "fit", "gram", "orthogonal", "probe", "tau_jp",
 ]  # fmt: skip
