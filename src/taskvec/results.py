@@ -307,8 +307,37 @@ class DisentanglementResult(_Result):
         return sum(table[i][j] for i in inside for j in inside) / len(inside) ** 2
 
 
+class LocalityResult(_Result):
+    """The tangent kernel of a base on the inputs of several tasks (arXiv:2305.12827 section 5).
+
+    ``energy[i][j]``: mean local energy of task i's leading eigenfunctions on other inputs of task j, 1 where they were made;
+    ``similarity[i][j]``: mean absolute cosine of the gradients of task i's and task j's inputs.
+    """
+
+    kind: Literal["locality"] = "locality"
+    tasks: tuple[str, ...]
+    samples: int
+    eigenfunctions: int
+    energy: Table
+    similarity: Table
+
+    @model_validator(mode="after")
+    def _fits(self) -> LocalityResult:
+        n = len(self.tasks)
+        if any(len(t) != n or any(len(line) != n for line in t) for t in (self.energy, self.similarity)):
+            raise ValueError(f"{n} tasks need tables of {n} x {n}")
+        return self
+
+    @property
+    def across(self) -> float:
+        """Mean energy on other tasks' inputs, relative to that on a task's own."""
+        n = len(self.tasks)
+        pairs = [self.energy[i][j] / self.energy[i][i] for i in range(n) for j in range(n) if i != j]
+        return sum(pairs) / len(pairs)
+
+
 Result = Annotated[
-    AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult,
+    AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult | LocalityResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)

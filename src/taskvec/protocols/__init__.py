@@ -4,6 +4,7 @@ from .addition import addition
 from .analogy import analogy
 from .disentanglement import disentanglement
 from .geometry import geometry
+from .locality import locality, tangent_kernel
 from .negation import negation
 
-__all__ = ["addition", "analogy", "disentanglement", "geometry", "negation"]
+__all__ = ["addition", "analogy", "disentanglement", "geometry", "locality", "negation", "tangent_kernel"]

@@ -16,6 +16,7 @@ from ..results import (
     AnalogyResult,
     DisentanglementResult,
     GeometryResult,
+    LocalityResult,
     NegationResult,
     Provenance,
 )
@@ -66,7 +67,10 @@ def markdown(results: Sequence[Any]) -> str:
 
 
 def _checked(results: Sequence[Any]) -> list[tuple[Any, Section]]:
-    if isinstance(results, AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult):
+    if isinstance(
+        results,
+        AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult | LocalityResult,
+    ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
     if not results:
@@ -108,6 +112,8 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         caption = "Cosine between every two task vectors: blue above zero, orange below, stronger is larger."
         return [(figures.cosines(result, key=f"{key}g"), caption)]
 
+    if isinstance(result, LocalityResult):
+        return []
     if isinstance(result, DisentanglementResult):
         caption = (
             "Disentanglement error ξ over both coefficients: white is 0, the strongest orange is 2. "

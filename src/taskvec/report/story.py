@@ -13,6 +13,7 @@ from ..results import (
     AnalogyResult,
     DisentanglementResult,
     GeometryResult,
+    LocalityResult,
     NegationResult,
     Row,
     Score,
@@ -53,9 +54,11 @@ def section(result: Any) -> Section:
             return _geometry(result)
         case DisentanglementResult():
             return _disentanglement(result)
+        case LocalityResult():
+            return _locality(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult or DisentanglementResult. Read files with taskvec.results.read_result(s) first."
+        "GeometryResult, DisentanglementResult or LocalityResult. Read files with taskvec.results.read_result(s) first."
     )
 
 
@@ -303,6 +306,34 @@ def _disentanglement(result: DisentanglementResult) -> Section:
         verdict="",
         sentences=tuple(said),
         tables=(Table("Disentanglement error", head, tuple(rows)),),
+        notes=(),
+    )
+
+
+def _locality(result: LocalityResult) -> Section:
+    names = tuple(clean(t) for t in result.tasks)
+
+    def table(caption: str, numbers: Sequence[Sequence[float]]) -> Table:
+        rows = tuple((Cell(n), *(Cell(f"{v:.3f}") for v in line)) for n, line in zip(names, numbers, strict=True))
+        return Table(caption, ("", *names), rows)
+
+    return Section(
+        title=clean(result.title),
+        question="Do the directions that the base learns a task with live on that task's inputs alone?",
+        equation="k(x, x′) = ⟨∇f(x), ∇f(x′)⟩;  E(x) = Σ φ(x)²",
+        figure=f"{result.across:.2f}",
+        figure_label="local energy on other tasks' inputs, relative to a task's own",
+        verdict="",
+        sentences=(
+            f"For each task {result.eigenfunctions} leading eigenfunctions of the tangent kernel were taken on {result.samples} of its inputs. On other "
+            f"tasks' inputs they have {result.across:.2f} times the energy that they have on further inputs of their own task: 0 "
+            "would be perfectly local, 1 or more not local at all.",
+            "Locality of this kind makes task vectors of the linearised model add up; it is not by itself a proof that they do.",
+        ),
+        tables=(
+            table("Local energy: eigenfunctions of the row's task on inputs of the column's", result.energy),
+            table("Mean absolute cosine between gradients of inputs", result.similarity),
+        ),
         notes=(),
     )
 
