@@ -23,7 +23,7 @@ REGIMES = {
 }  # fmt: skip
 
 
-@cli.command(short_help="Fine-tune a text encoder on a file of sentences; write its task vector.")
+@cli.command(short_help="Fine-tune a text encoder; write its task vector.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
