@@ -267,7 +267,7 @@ class Pair(_Frozen):
 
 
 class DisentanglementResult(_Result):
-    """Disentanglement error of every pair of task vectors over a grid of coefficients (arXiv:2305.12827 section 3).
+    """Disentanglement error of every pair of task vectors over a grid of coefficients (arXiv:2305.12827).
 
     xi is the sum over the two tasks, from 0 to 2. `box` is the range in which coefficients are searched.
     """
@@ -308,7 +308,7 @@ class DisentanglementResult(_Result):
 
 
 class LocalityResult(_Result):
-    """The tangent kernel of a base on the inputs of several tasks (arXiv:2305.12827 section 5).
+    """The tangent kernel of a base on the inputs of several tasks (arXiv:2305.12827).
 
     ``energy[i][j]``: mean local energy of task i's leading eigenfunctions on other inputs of task j, 1 where they were made;
     ``similarity[i][j]``: mean absolute cosine of the gradients of task i's and task j's inputs.

@@ -15,7 +15,8 @@ from ..search import grid
 from ..select import matching
 from ..tasks import Head, Split, Task
 from ..tasks.text import Sentences, order_task, origin_task, quoting, read_sentences, sentences_task
-from ..training import PROBE, Regime, TrainSpec, fit
+from ..training import Regime, TrainSpec, fit
+from ..training.probe import SPEC, probe_features
 from ..weights import Checkpoint
 from .setting import Setting
 
@@ -60,10 +61,10 @@ def text_setting(*, seed: int = 0, data: str | Path | None = None, quick: bool =
         return f(weights, states)
 
     plain = {name: _lifted(sentences_task(s, name=_opinion(name), **common), lower) for name, s in files.items()}
-    head = probed("sentiment", [_lifted(t, features) for t in plain.values()], seed=seed)
+    head = probed([_lifted(t, features) for t in plain.values()], seed=seed)
 
     def ready(task: Task) -> Task:
-        return task.with_head(probed(task.name, [_lifted(task, features)], seed=seed))
+        return task.with_head(probed([_lifted(task, features)], seed=seed))
 
     def quoted(name: str) -> Task:
         other: Sentences = quoting(files[name], seed=seed)
@@ -143,16 +144,11 @@ def find_files(data: str | Path | None = None) -> Path:
     raise InputError(f"{named} lacks {', '.join(absent)}. {get}")
 
 
-def probed(name: str, tasks: list[Task], *, seed: int = 0) -> Head:
-    """A linear head for tasks whose inputs are features of the base: the PROBE regime without computing them at each step."""
+def probed(tasks: list[Task], *, seed: int = 0) -> Head:
+    """A linear head for tasks whose inputs are features of the base."""
     torch = require_torch("Probing")
-    x = torch.cat([t.train.inputs for t in tasks])
-    y = torch.cat([t.train.labels for t in tasks])
-    classes = tasks[0].classes
-    blank = Head(torch.zeros(len(classes), x.shape[1]), torch.zeros(len(classes)))
-    task = Task(name, Split(x, y), tasks[0].validation, tasks[0].test, blank, classes)
-    spec = TrainSpec(steps=200, lr=1e-3, batch=128, seed=seed)
-    return fit(torch.nn.Identity(), Checkpoint.of({}, label="features"), task, regime=PROBE, spec=spec).head
+    seen = Split(torch.cat([t.train.inputs for t in tasks]), torch.cat([t.train.labels for t in tasks]))
+    return probe_features(seen, tasks[0].classes, spec=replace(SPEC, seed=seed))
 
 
 def _lifted(task: Task, lift: Lift) -> Task:

@@ -65,7 +65,7 @@ def _linearised(f: Bound, base: Weights, delta: Weights, x: torch.Tensor) -> tor
         x: a batch of inputs.
     Raises:
         UsageError: an operation of the model has no forward-mode derivative; says which, and in which module.
-    Reference: Ortiz-Jimenez et al. 2023, arXiv:2305.12827, section 3, equation 5.
+    Reference: Ortiz-Jimenez et al. 2023, arXiv:2305.12827.
     """
     import torch
 

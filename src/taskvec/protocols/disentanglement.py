@@ -56,8 +56,8 @@ def disentanglement(
     Raises:
         UsageError: vectors and tasks do not correspond, fewer than two, or a box without a point of the grid.
         BaseMismatch: a vector was taken from another base.
-    Reference: Ortiz-Jimenez et al. 2023, arXiv:2305.12827, section 3 (definition 1 and figure 3); on representations
-        arXiv:2407.07089, section 4.
+    Reference: Ortiz-Jimenez et al. 2023, arXiv:2305.12827; on representations
+        arXiv:2407.07089.
     """
     tasks, coefficients = checked_tasks(tasks), checked_grid(coefficients)
     forward = chosen_forward(forward, vectors.values())

@@ -38,7 +38,7 @@ def geometry(
     Raises:
         UsageError: no vectors, or a model without base and one task for each vector.
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 4 (cosines between task vectors); Ortiz-Jimenez et al. 2023,
-        arXiv:2305.12827, section 4.1 (is fine-tuning linear?).
+        arXiv:2305.12827 (is fine-tuning linear?).
     """
     if not vectors:
         raise UsageError("geometry needs at least one task vector.")

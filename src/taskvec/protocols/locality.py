@@ -102,7 +102,7 @@ def locality(
     Raises:
         UsageError: fewer than two tasks, too few inputs, or more eigenfunctions than anchors.
         NonFinite: a gradient is NaN or infinite.
-    Reference: Ortiz-Jimenez et al. 2023, arXiv:2305.12827, section 5 (eigenfunction localisation).
+    Reference: Ortiz-Jimenez et al. 2023, arXiv:2305.12827 (eigenfunction localisation).
     """
     import torch
 

@@ -47,7 +47,7 @@ def tau_jp(others: Sequence[Any], *, weight: float, batch: int = 16) -> Penalty:
         others: the other tasks' inputs: tensors ``[n, ...]``, or splits, whose labels are not read.
         weight: of the term.
         batch: inputs drawn from each.
-    Reference: Yoshida et al., "Mastering Task Arithmetic: tau-Jp" (ICLR 2025); there the norm, here its square, whose
+    Reference: tau-Jp, ICLR 2025, OpenReview 1VwWi6zbxs; there the norm, here its square, whose
         gradient is :math:`2 J^\top J\tau` and is as cheap as a linearised step.
     """
     inputs = [getattr(o, "inputs", o) for o in others]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,16 +28,20 @@ def probe(model: torch.nn.Module, base: Checkpoint, task: Task, *, spec: TrainSp
         base: :math:`\theta_0`; not changed.
         task: its train split is read, nothing else; a head it has is ignored.
         spec: how long and how fast; a batch larger than the data is cut to it.
-    Reference: arXiv:2511.14569, section 3 (heads aligned before the encoder is fine-tuned).
+    Reference: arXiv:2511.14569 (heads aligned before the encoder is fine-tuned).
     """
     torch = require_torch("Probing")
     f, device = bind(model), device_of(model)
     weights = tensors(base, like=model, device=device)
     with torch.no_grad():
         features = torch.cat([f(weights, x.to(device)).cpu() for x in task.train.inputs.split(256)])
-    seen = Split(features, task.train.labels)
-    classes = len(task.classes)
-    blank = Head(torch.zeros(classes, features.shape[1]), torch.zeros(classes))
-    own = Task(task.name, seen, seen, seen, blank, task.classes)
+    return probe_features(Split(features, task.train.labels), task.classes, spec=spec)
+
+
+def probe_features(seen: Split, classes: Sequence[str], *, spec: TrainSpec = SPEC) -> Head:
+    """As `probe`, where the features are there already: they are the split's inputs, ``[n, width]``."""
+    torch = require_torch("Probing")
+    blank = Head(torch.zeros(len(classes), seen.inputs.shape[1]), torch.zeros(len(classes)))
+    task = Task("features", seen, seen, seen, blank, tuple(classes))
     spec = replace(spec, batch=min(spec.batch, len(seen)))
-    return fit(torch.nn.Identity(), Checkpoint.of({}, label="features"), own, regime=PROBE, spec=spec).head
+    return fit(torch.nn.Identity(), Checkpoint.of({}, label="features"), task, regime=PROBE, spec=spec).head

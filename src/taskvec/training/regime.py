@@ -90,11 +90,11 @@ ATTENTION = Part("attention")
 STANDARD = Regime("standard")  # all weights, frozen head: arXiv:2212.04089, section 2
 PROBE = Regime("probe", select=None, head="trained")  # the head alone: makes heads for a base
 PRETRAIN = Regime("pre-training", head="trained")  # weights and head together: makes a base
-TANGENT = Regime("tangent", forward=linearised)  # arXiv:2305.12827, section 4
-LINEAR_ONLY = Regime("linear-only", ATTENTION)  # arXiv:2407.07089, section 3: biases stay frozen
+TANGENT = Regime("tangent", forward=linearised)  # arXiv:2305.12827
+LINEAR_ONLY = Regime("linear-only", ATTENTION)  # arXiv:2407.07089: biases stay frozen
 LINEAR_ONLY_BIASES = Regime("linear-only with biases", Part("attention", biases=True))
-BIAS_ATTENTION = Regime("bias-attention", Part("attention", weights=False, biases=True))  # ibid., appendix B
-MLP_ONLY = Regime("MLP-only", Part("mlp"))  # ibid., appendix B
+BIAS_ATTENTION = Regime("bias-attention", Part("attention", weights=False, biases=True))  # ibid., an ablation
+MLP_ONLY = Regime("MLP-only", Part("mlp"))  # ibid., an ablation
 LORA = Regime("LoRA", ATTENTION, low_rank=Rank())  # arXiv:2106.09685
-# Linear in U at its start, where the random V stays: arXiv:2310.04742, section 3.
+# Linear in U at its start, where the random V stays: arXiv:2310.04742.
 LINEARISED_LORA = Regime("linearised LoRA", ATTENTION, forward=linearised, low_rank=Rank(both=False))

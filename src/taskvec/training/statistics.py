@@ -42,7 +42,7 @@ def fisher(
         non-negative tensors, one for each parameter of floating point.
     Raises:
         NonFinite: a gradient is NaN or infinite.
-    Reference: Matena and Raffel 2021, arXiv:2111.09832, section 3.
+    Reference: Matena and Raffel 2021, arXiv:2111.09832.
     """
     torch = require_torch("The Fisher information")
     if labels not in ("model", "given"):
@@ -86,7 +86,7 @@ def gram(
         `torch.nn.MultiheadAttention` are not seen.
     Raises:
         UsageError: the model runs no linear layer.
-    Reference: Jin et al. 2022 (RegMean), arXiv:2212.09849, section 3.
+    Reference: Jin et al. 2022 (RegMean), arXiv:2212.09849.
     """
     torch = require_torch("Gram matrices")
     import torch.nn.functional as F
