@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch import nn
 from taskvec import report
 from taskvec.errors import BaseMismatch, NonFinite, UsageError
 from taskvec.methods import ties
-from taskvec.models import bind, linearised, plain
+from taskvec.models import bind, linearised, plain, tensors
 from taskvec.models.vit import small_vit
 from taskvec.protocols import addition, disentanglement, geometry
-from taskvec.results import read_result
+from taskvec.results import Score, read_result
 from taskvec.tasks import Head, Split, Task
 from taskvec.training import TANGENT, TrainSpec, fit
 from taskvec.weights import Checkpoint, TaskVector
@@ -162,16 +163,78 @@ def test_the_file_of_a_tangent_vector_says_so(vit, tmp_path, run_cli):
 def test_how_far_from_linear_a_step_is(vit, tmp_path):
     model, base, vectors, tasks = vit
     small = {n: 1e-3 * v for n, v in vectors.items()}
+
+    def bent(result):
+        return [s.nonlinearity for s in result.steps]
+
     near, far = (geometry(v, base=base, model=model, tasks=tasks) for v in (small, vectors))
-    assert all(0 < a < 0.05 and b > 20 * a for a, b in zip(near.nonlinearity, far.nonlinearity, strict=True))
+    assert all(0 < a < 0.05 and b > 20 * a for a, b in zip(bent(near), bent(far), strict=True))
     assert read_result(far.write(tmp_path / "g.json")) == far
     report.write([far], tmp_path / "g.html")
-    assert "not linear" in (tmp_path / "g.html").read_text(encoding="utf-8")
+    page = (tmp_path / "g.html").read_text(encoding="utf-8")
+    assert "not linear" in page and "Norms by part" in page and "non-linear advantage" in page
+    for step, t in zip(far.steps, tasks, strict=True):
+        f, tau = bind(model), vectors[t.name]
+        start, delta = tensors(base), tensors(tau)
+        z = linearised(f, start, delta, t.validation.inputs)
+        hits = int((t.head(z).argmax(1) == t.validation.labels).sum())
+        assert step.linearised == Score.share(hits, len(t.validation))
+        expected = (step.accuracy.value - step.linearised.value) / (1 - 1 / len(t.classes))
+        assert step.advantage == pytest.approx(expected)
     line = nn.Linear(8, 3)
     start = Checkpoint.of(line, label="base")
     tau = Checkpoint.of({n: a + 1 for n, a in start.arrays().items()}, label="t") - start
     split = Split(torch.rand(5, 8), torch.zeros(5, dtype=torch.long))
     linear = Task("t", split, split, split, Head(torch.eye(3), torch.zeros(3)), tuple("abc"))
-    assert geometry({"t": tau}, base=start, model=line, tasks=[linear]).nonlinearity[0] < 1e-6
+    assert geometry({"t": tau}, base=start, model=line, tasks=[linear]).steps[0].nonlinearity < 1e-6
     with pytest.raises(UsageError, match="a task for each of"):
         geometry(vectors, base=base, model=model, tasks=tasks[:1])
+
+
+def test_norms_by_part_and_layer_make_up_the_whole(vit):
+    model, base, vectors, _ = vit
+    found = geometry(vectors, base=base, model=model)
+    for groups in (found.parts, found.layers):
+        for i, norm in enumerate(found.norms):
+            assert math.sqrt(sum(line[i] ** 2 for line in groups.values())) == pytest.approx(norm)
+    assert set(found.parts) == {"attention", "mlp", "norm", "embedding", "other"}  # other: the patches' convolution
+
+
+def test_overlap_of_singular_directions():
+    rng = np.random.default_rng(0)
+    base = Checkpoint.of({"w": np.zeros((12, 20), np.float32), "b": np.zeros(12, np.float32)}, label="base")
+
+    def vector(columns: slice, rows: slice) -> TaskVector:
+        w = np.zeros((12, 20), np.float32)
+        w[rows, columns] = rng.normal(size=w[rows, columns].shape)
+        return TaskVector.of({"w": w, "b": rng.normal(size=12).astype(np.float32)}, base, label="t")
+
+    here, there = vector(slice(0, 8), slice(0, 6)), vector(slice(8, 20), slice(6, 12))
+    found = geometry({"here": here, "twice": 2 * here, "there": there}, subspace=3)
+    np.testing.assert_allclose(found.overlap, [[1, 1, 0], [1, 1, 0], [0, 0, 1]], atol=1e-5)
+    assert found.subspace_chance == pytest.approx((3 / 12 + 3 / 20) / 2)
+    whole = [vector(slice(0, 20), slice(0, 12)) for _ in range(40)]
+    chance = [
+        geometry({"a": a, "b": b}, subspace=3).overlap[0][1] for a, b in zip(whole[::2], whole[1::2], strict=True)
+    ]
+    assert np.mean(chance) == pytest.approx(found.subspace_chance, abs=0.05)
+    thin = TaskVector.of(
+        {"w": np.outer(rng.normal(size=12), rng.normal(size=20)).astype(np.float32)}, base, label="thin"
+    )
+    with pytest.raises(UsageError, match="rank 3 or more, with at least 6"):  # two of its three directions are nobody's
+        geometry({"here": here, "thin": thin}, subspace=3)
+    with pytest.raises(UsageError, match="at least 14 rows"):
+        geometry({"here": here}, subspace=7)
+
+
+def test_vectors_on_the_way(vit):
+    model, base, _, tasks = vit
+    spec = TrainSpec(steps=20, lr=1e-3, batch=4)
+    made = fit(model, base, tasks[0], spec=spec, keep=[1, 10, 20])
+    found = geometry({"t": made.vector}, on_the_way={"t": made.kept})
+    line = found.on_the_way["t"]
+    assert list(line) == [1, 10, 20] and line[20] == pytest.approx(1) and 0 < line[1] < line[10] < 1
+    assert line[10] == pytest.approx(made.kept[10].cosine(made.vector))
+    assert "On the way to" in report.markdown([found])
+    with pytest.raises(UsageError, match="Use the same names"):
+        geometry({"t": made.vector}, on_the_way={"u": made.kept})

@@ -336,3 +336,63 @@ def test_vectors_on_the_way_are_kept_also_over_an_interruption(model, base, task
     again = fit(model, base, task, spec=spec, keep=(2, 5, 6), state=state, every=3)
     for step, vector in short.kept.items():
         assert all(again.kept[step].array(n).tobytes() == a.tobytes() for n, a in vector.arrays().items())
+
+
+class TestEarlyStop:
+    @pytest.fixture
+    def seen(self, task):
+        """The task with a validation split that may be read, on which labels of the last class are wrong."""
+        wrong = task.train.labels.clone()
+        wrong[wrong == 2] = 0
+        return Task("seen", task.train, Split(task.train.inputs, wrong), task.test, task.head, task.classes)
+
+    def loss(self, model, base, made, task):
+        logits = task.head(bind(model)(tensors(made.checkpoint), task.validation.inputs))
+        return float(nn.functional.cross_entropy(logits, task.validation.labels))
+
+    SPEC = TrainSpec(steps=60, lr=3e-2, batch=8, check=4)
+
+    def test_the_best_look_is_returned(self, model, base, seen):
+        made = fit(model, base, seen, spec=self.SPEC)
+        assert list(made.looks) == [*range(4, 61, 4)]
+        assert made.step == min(made.looks, key=made.looks.__getitem__) < 60, made.looks
+        assert self.loss(model, base, made, seen) == pytest.approx(min(made.looks.values()), rel=1e-4)
+        assert len(made.losses) == 60
+        there = fit(model, base, seen, spec=self.SPEC, keep=[made.step]).kept[made.step]
+        for name, values in made.vector.arrays().items():
+            np.testing.assert_array_equal(values, there.arrays()[name])
+
+    def test_patience_ends_the_run(self, model, base, seen):
+        whole = fit(model, base, seen, spec=self.SPEC)
+        made = fit(model, base, seen, spec=TrainSpec(steps=60, lr=3e-2, batch=8, check=4, patience=2))
+        assert len(made.losses) < 60
+        assert made.losses == whole.losses[: len(made.losses)]
+        assert len([s for s in made.looks if s > made.step]) == 2
+
+    def test_a_trained_head_is_the_one_of_the_best_look(self, model, base, seen):
+        made = fit(model, base, seen, regime=PROBE, spec=TrainSpec(steps=200, lr=0.3, batch=8, check=4))
+        assert made.step < 200
+        got = self.loss(model, base, made, seen.with_head(made.head))
+        assert got == pytest.approx(min(made.looks.values()), rel=1e-4)
+
+    def test_it_goes_on_where_it_was_cut(self, model, base, seen, tmp_path):
+        spec = TrainSpec(steps=60, lr=3e-2, batch=8, check=4, patience=4)
+        whole = fit(model, base, seen, spec=spec)
+
+        def stop(step, loss):
+            if step == whole.step + 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            fit(model, base, seen, spec=spec, progress=stop, state=tmp_path / "s.safetensors", every=1)
+        made = fit(model, base, seen, spec=spec, state=tmp_path / "s.safetensors", every=1)
+        assert (made.step, made.looks, made.losses) == (whole.step, whole.looks, whole.losses)
+        assert same(made.checkpoint, whole.checkpoint) == set(base.names)
+
+    def test_what_makes_no_sense_is_refused(self, model, base, seen):
+        with pytest.raises(UsageError, match="Set check"):
+            TrainSpec(patience=3)
+        with pytest.raises(UsageError, match="check=-1"):
+            TrainSpec(check=-1)
+        with pytest.raises(UsageError, match="Leave out check"):
+            fit(model, base, seen, ascent=True, spec=self.SPEC)

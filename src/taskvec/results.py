@@ -227,10 +227,32 @@ class AnalogyResult(_Result):
         return _row(self, name)
 
 
+class Step(_Frozen):
+    """One whole step from the base, on the validation inputs of its task.
+
+    `nonlinearity`: the part of its effect on the features that the first order does not explain; `accuracy` and `linearised`:
+    of the finetuned model and of its linearisation at the base.
+    """
+
+    nonlinearity: float
+    accuracy: Score | None = None
+    linearised: Score | None = None
+    classes: int = 0
+
+    @property
+    def advantage(self) -> float | None:
+        """(accuracy - linearised) / (1 - 1/classes): what is lost by linearising after the fact."""
+        if self.accuracy is None or self.linearised is None or self.classes < 2:
+            return None
+        return (self.accuracy.value - self.linearised.value) / (1 - 1 / self.classes)
+
+
 class GeometryResult(_Result):
     """Norms of task vectors and the cosines between them; ``cosine[i][j]`` follows the order of `names`.
 
-    `nonlinearity`, where it was measured, is the part of each step's effect that the first order does not explain.
+    `layers` and `parts` give the norms within each layer and kind of parameter. What follows is there where it was asked for:
+    `steps`, one for each vector; `on_the_way`, name -> updates -> cosine with the final vector; `overlap` of the leading
+    `subspace` singular directions, beside `subspace_chance`, that of unrelated ones.
     """
 
     kind: Literal["geometry"] = "geometry"
@@ -238,17 +260,20 @@ class GeometryResult(_Result):
     norms: tuple[float, ...]
     cosine: tuple[tuple[float, ...], ...]
     base_norm: float | None = None
-    nonlinearity: tuple[float, ...] = ()
+    layers: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
+    parts: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    on_the_way: Mapping[str, Mapping[int, float]] = Field(default_factory=dict)
+    subspace: int = 0
+    overlap: tuple[tuple[float, ...], ...] = ()
+    subspace_chance: float = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> GeometryResult:
         n = len(self.names)
-        if (
-            len(self.nonlinearity) not in (0, n)
-            or len(self.norms) != n
-            or len(self.cosine) != n
-            or any(len(line) != n for line in self.cosine)
-        ):
+        lines = [self.norms, *self.cosine, *self.layers.values(), *self.parts.values(), *self.overlap]
+        square = len(self.cosine) == n and len(self.overlap) in (0, n)
+        if len(self.steps) not in (0, n) or not square or any(len(line) != n for line in lines):
             raise ValueError(f"{n} names need {n} norms and {n} x {n} cosines")
         return self
 

@@ -27,6 +27,7 @@ ATTENTION = re.compile(
 CROSS = re.compile(r"cross_?att|^x_?attn|encoder_?att|encdec|token_to_image", re.I)  # a class or a name
 OTHER = re.compile(r"mlp|feed_?forward|ffn", re.I)  # a class or a name inside attention that is none of it
 HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head"}  # names
+EMBEDDING = re.compile(r"embed|(cls|class|mask|dist|distillation|register)_tokens?$", re.I)  # a name
 ROUTERS = {"router", "gate", "shared_expert_gate"}  # names of what chooses among experts
 
 
@@ -86,6 +87,25 @@ class Part:
         what = " and ".join(w for w, said in (("weights", self.weights), ("biases", self.biases)) if said)
         where = "" if self.within is everything else f" in {self.within.text}"
         return f"{what} of {'attention projections' if self.kind == 'attention' else 'MLP layers'}{where}"
+
+
+def kinds(module: torch.nn.Module) -> dict[str, str]:
+    """What every parameter is of: attention, mlp (linear layers and their biases), norm, embedding, or other.
+
+    Example:
+        >>> import torch
+        >>> kinds(torch.nn.Sequential(torch.nn.Embedding(4, 2), torch.nn.LayerNorm(2)))
+        {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'norm'}
+    """
+    torch = require_torch("Finding the parts of a network")
+    found = {name: kind for kind, _, name in _linear(module) if kind}
+    for path, layer in module.named_modules():
+        norm = "norm" in type(layer).__name__.lower()
+        embedding = isinstance(layer, torch.nn.Embedding) or bool(EMBEDDING.search(path.rpartition(".")[2]))
+        for inner, _ in layer.named_parameters(recurse=False):
+            kind = "norm" if norm else "embedding" if embedding or EMBEDDING.search(inner) else "other"
+            found.setdefault(f"{path}.{inner}" if path else inner, kind)
+    return {name: found[name] for name, _ in module.named_parameters(remove_duplicate=False)}
 
 
 def _linear(module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:

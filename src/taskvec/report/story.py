@@ -235,23 +235,37 @@ def _geometry(result: GeometryResult) -> Section:
     if result.base_norm and result.norms:
         low, high = (v / result.base_norm for v in (min(result.norms), max(result.norms)))
         said.append(f"Their norms are {low:.3f} to {high:.3f} of the norm of the base.")
-    bent = result.nonlinearity
+    bent = [s.nonlinearity for s in result.steps]
     if bent:
         said.append(
             f"Of what the steps do to the features, the first order leaves {100 * min(bent):.0f} to {100 * max(bent):.0f} % unexplained: "
             "0 would be a linear step, 100 one that the base's gradient says nothing of."
         )
-    norms = tuple(
-        (
-            Cell(n),
-            Cell(f"{v:.4g}"),
-            *((Cell(f"{v / result.base_norm:.4f}"),) if result.base_norm else ()),
-            *((Cell(f"{bent[i]:.3f}"),) if bent else ()),
+    if result.overlap:
+        square = [result.overlap[i][j] for i in range(len(names)) for j in range(i)]
+        typical_overlap = (
+            f"{sum(square) / len(square):.3f} on the mean over pairs" if square else "shown for one vector only"
         )
-        for i, (n, v) in enumerate(zip(names, result.norms, strict=True))
-    )
-    heads = ("task vector", "norm", *(("share of the base’s",) if result.base_norm else ()))
-    heads += ("not linear",) if bent else ()
+        said.append(
+            f"The leading {result.subspace} singular directions of the matrices overlap by {typical_overlap}; unrelated directions would "
+            f"by {result.subspace_chance:.3f}, equal ones by 1."
+        )
+    tables = [_norms(result, names)]
+    tables += [
+        Table(caption, ("", *names), _lines(names, numbers))
+        for caption, numbers in (("Cosines", result.cosine), ("Overlap of leading singular directions", result.overlap))
+        if numbers
+    ]
+    if result.steps:
+        tables.append(_steps(result, names))
+    for caption, groups in (("Norms by part", result.parts), ("Norms by layer", result.layers)):
+        if len(groups) > 1:
+            tables.append(
+                Table(caption, ("", *names), _lines([clean(g) for g in groups], list(groups.values()), digits=4))
+            )
+    for name, kept in result.on_the_way.items():
+        rows = tuple((Cell(str(step)), Cell(f"{c:.3f}")) for step, c in sorted(kept.items()))
+        tables.append(Table(f"On the way to {_quoted(name)}", ("updates", "cosine with the final vector"), rows))
     return Section(
         title=clean(result.title),
         question="How large are the task vectors, and do they point in related directions?",
@@ -260,18 +274,42 @@ def _geometry(result: GeometryResult) -> Section:
         figure_label="mean absolute cosine between task vectors",
         verdict="",
         sentences=tuple(filter(None, said)),
-        tables=(
-            Table("Norms", heads, norms),
-            Table(
-                "Cosines",
-                ("", *names),
-                tuple(
-                    (Cell(n), *(Cell(f"{c:.3f}") for c in line)) for n, line in zip(names, result.cosine, strict=True)
-                ),
-            ),
-        ),
+        tables=tuple(tables),
         notes=(),
     )
+
+
+def _norms(result: GeometryResult, names: Sequence[str]) -> Table:
+    scale = result.base_norm
+    rows = tuple(
+        (Cell(n), Cell(f"{v:.4g}"), *((Cell(f"{v / scale:.4f}"),) if scale else ()))
+        for n, v in zip(names, result.norms, strict=True)
+    )
+    return Table("Norms", ("task vector", "norm", *(("share of the base’s",) if scale else ())), rows)
+
+
+def _lines(names: Sequence[str], numbers: Sequence[Sequence[float]], digits: int = 3) -> tuple[tuple[Cell, ...], ...]:
+    return tuple((Cell(n), *(Cell(f"{x:.{digits}f}") for x in line)) for n, line in zip(names, numbers, strict=True))
+
+
+def _steps(result: GeometryResult, names: Sequence[str]) -> Table:
+    """How far from linear each whole step is, and what linearising it after the fact costs."""
+
+    def cells(score: Score | None) -> Cell:
+        return Cell("") if score is None else Cell(percent(score.value), (interval(score), f"n\u00a0{score.n}"))
+
+    rows = tuple(
+        (
+            Cell(n),
+            Cell(f"{s.nonlinearity:.3f}"),
+            cells(s.accuracy),
+            cells(s.linearised),
+            Cell("" if s.advantage is None else f"{s.advantage:+.3f}"),
+        )
+        for n, s in zip(names, result.steps, strict=True)
+    )
+    heads = ("task vector", "not linear", "validation accuracy", "linearised after the fact", "non-linear advantage")
+    return Table("How linear the steps are", heads, rows)
 
 
 def _disentanglement(result: DisentanglementResult) -> Section:

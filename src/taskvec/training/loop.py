@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,9 @@ class TrainSpec:
         warmup: share of the steps over which the rate rises.
         clip: largest norm of the gradient over all trained parameters.
         seed: chooses batches and augmentations.
+        check: updates between two looks at the validation split, the last update included; 0 for none. What was learnt at the
+            look with the least loss is returned.
+        patience: looks without a lesser loss after which training stops; 0 to go on to the last update.
     Raises:
         UsageError: a value that cannot mean anything.
     Reference: Ilharco et al. 2022, arXiv:2212.04089, appendix B (AdamW, warm-up, cosine, clipping at 1).
@@ -52,9 +55,12 @@ class TrainSpec:
     warmup: float = 0.1
     clip: float = 1.0
     seed: int = 0
+    check: int = 0
+    patience: int = 0
 
     def __post_init__(self) -> None:
         wrong = [n for n in ("steps", "batch", "accumulate") if not getattr(self, n) >= 1 or getattr(self, n) % 1]
+        wrong += [n for n in ("check", "patience") if not getattr(self, n) >= 0 or getattr(self, n) % 1]
         wrong += [n for n in ("lr", "clip") if not 0 < getattr(self, n) < math.inf]
         wrong += [n for n in ("weight_decay",) if not 0 <= getattr(self, n) < math.inf]
         wrong += ["warmup"] * (not 0 <= self.warmup <= 1)
@@ -62,7 +68,12 @@ class TrainSpec:
             shown = ", ".join(f"{n}={getattr(self, n)}" for n in wrong)
             raise UsageError(
                 f"TrainSpec: {shown} out of range. steps, batch and accumulate must be at least 1, lr and clip above 0, "
-                "weight_decay at least 0, warmup between 0 and 1."
+                "weight_decay, check and patience at least 0, warmup between 0 and 1."
+            )
+        if self.patience and not self.check:
+            raise UsageError(
+                f"TrainSpec: patience={self.patience} counts looks at the validation split, and there are none. Set check, "
+                "the number of updates between two looks."
             )
 
 
@@ -77,6 +88,8 @@ class Fitted:
         losses: at each step, before the update.
         forward: the function through which it was trained, and is to be evaluated.
         kept: vectors on the way, by the number of updates.
+        step: the number of updates after which the vector is returned: all, or those until the best look at validation.
+        looks: mean loss on the validation split, by the number of updates.
     """
 
     checkpoint: Checkpoint
@@ -85,6 +98,8 @@ class Fitted:
     losses: tuple[float, ...]
     forward: Forward
     kept: Mapping[int, TaskVector]
+    step: int = 0
+    looks: Mapping[int, float] = field(default_factory=dict)
 
 
 def fit(
@@ -106,8 +121,9 @@ def fit(
     r"""Fine-tune: minimise the cross-entropy of :math:`W f(\theta_0 + \delta, x) + b` over :math:`\delta` on `task.train`,
     where f is the ordinary model or, as the regime says, its linearisation at :math:`\theta_0`.
 
-    Processes of an initialised torch.distributed train one vector together (see parallel.py). Reads the train split only. The same arguments give the same bits on the same machine and library versions; global
-    random state is neither read nor changed. `model` is not modified.
+    Processes of an initialised torch.distributed train one vector together (see parallel.py). Reads the train split, and the
+    validation split where `spec.check` asks for it. The same arguments give the same bits on the same machine and library
+    versions; global random state is neither read nor changed. `model` is not modified.
 
     Args:
         model: inputs -> features; gives the structure and the device, its own weights do not matter.
@@ -134,7 +150,7 @@ def fit(
     spec = spec or TrainSpec()
     state = None if state is None else Path(state)
     processes = team()
-    _check(base, task, regime, spec, processes.size)
+    _check(base, task, regime, spec, processes.size, ascent)
     device = device_of(model)
     f = bind(model)
     first = aliases(model)  # tied weights learn once, under their first name
@@ -164,7 +180,7 @@ def fit(
     saved = Saved(0, (), torch.empty(0, dtype=torch.long), 0)
     if state is not None and state.exists():
         saved = load_state(state, run, learned, optimiser, generator)
-    losses, kept = list(saved.losses), dict(saved.kept)
+    losses, kept, looks, best = list(saved.losses), dict(saved.kept), dict(saved.looks), saved.best
     batches = _Batches(len(labels), spec.batch, generator, saved.order, saved.position)
 
     def backward(rows: torch.Tensor) -> float:
@@ -178,8 +194,16 @@ def fit(
             (-part if ascent else part).backward()
         return float(part.detach())
 
+    def snapshot() -> dict[str, torch.Tensor]:
+        now = dict(point.delta(formed=True)) | (
+            {"head.weight": head.weight, "head.bias": head.bias} if learn_head else {}
+        )
+        return {n: t.detach().cpu().clone() for n, t in now.items()}
+
     with _interruptible(lambda: saved.step, state):
         for step in range(saved.step, spec.steps):
+            if spec.patience and sum(s > min(looks, key=looks.__getitem__) for s in looks) >= spec.patience:
+                break
             optimiser.zero_grad()
             loss = sum(backward(batches.draw()) for _ in range(spec.accumulate))
             for penalty in penalties:
@@ -211,14 +235,19 @@ def fit(
             optimiser.step()
             if step + 1 in keep:
                 kept[step + 1] = {n: d.detach().cpu().clone() for n, d in point.delta(formed=True).items()}
+            if spec.check and ((step + 1) % spec.check == 0 or step + 1 == spec.steps):
+                loss_there = _validation_loss(f, start, point.delta(formed=True), head, task, regime.forward, device)
+                if loss_there < min(looks.values(), default=math.inf):
+                    best = snapshot()
+                looks[step + 1] = loss_there
             if state is not None and (step + 1) % every == 0:
-                saved = Saved(step + 1, tuple(losses), batches.order, batches.position, dict(kept))
+                saved = Saved(step + 1, tuple(losses), batches.order, batches.position, dict(kept), dict(looks), best)
             if saved.step == step + 1 and state is not None and processes.rank == 0:
                 save_state(state, run, saved, learned, optimiser, generator)
             if progress:
                 progress(step + 1, loss)
-    learnt = {n: d.detach() for n, d in point.delta(formed=True).items()}
-    trained = replace(head, weight=head.weight.detach().cpu(), bias=head.bias.detach().cpu())
+    learnt = dict(best or snapshot())
+    trained = replace(given, **({n: learnt.pop(f"head.{n}") for n in ("weight", "bias")} if learn_head else {}))
     made = _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
     names = {n: first.get(n, n) for n in made.vector.names}
     on_the_way = {
@@ -230,7 +259,24 @@ def fit(
         )
         for s, d in sorted(kept.items())
     }
-    return replace(made, kept=on_the_way)
+    at = min(looks, key=looks.__getitem__) if best else len(losses)
+    return replace(made, kept=on_the_way, step=at, looks=looks)
+
+
+def _validation_loss(
+    f: Bound, start: Mapping[str, torch.Tensor], delta: Mapping[str, torch.Tensor], head: Head, task: Task,
+    forward: Forward, device: torch.device,
+) -> float:  # fmt: skip
+    """Mean cross-entropy on the validation split; infinite where it is no number, so that it is never the best."""
+    import torch
+
+    total, split = 0.0, task.validation
+    with torch.no_grad():
+        for i in range(0, len(split), 256):
+            logits = head(forward(f, start, delta, split.inputs[i : i + 256].to(device)))
+            labels = split.labels[i : i + 256].to(device)
+            total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    return total / len(split) if math.isfinite(total) else math.inf
 
 
 @dataclass
@@ -263,7 +309,7 @@ def _interruptible(safe: Callable[[], int], state: Path | None) -> Iterator[None
         raise
 
 
-def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, processes: int) -> None:
+def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, processes: int, ascent: bool) -> None:
     """Refuse, before any work, what cannot be trained."""
     if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
         raise UsageError(
@@ -275,6 +321,10 @@ def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, proces
             f"a batch of {spec.batch} cannot be shared by {processes} processes. Set TrainSpec(batch=...) to more."
         )
     task.check_labels(task.train)
+    if spec.check:
+        task.check_labels(task.validation)
+    if spec.check and ascent:
+        raise UsageError("gradient ascent raises the loss, so there is no best look at it. Leave out check.")
     if len(task.train) < spec.batch:
         n = len(task.train)
         raise UsageError(
@@ -296,7 +346,7 @@ def _fitted(
     deltas = {n: learnt[m].cpu().numpy() for n, m in own.items()}
     vector = TaskVector.of(deltas, base, label=label, forward=forward.name)
     kept = base.arrays([n for n in base.names if n not in own])
-    tuned = kept | {n: (start[m] + learnt[m]).cpu().numpy() for n, m in own.items()}
+    tuned = kept | {n: (start[m].cpu() + learnt[m]).numpy() for n, m in own.items()}
     checkpoint = Checkpoint.of({n: tuned[n] for n in base.names}, label=label)
     return Fitted(checkpoint, vector, head, losses, forward, {})
 

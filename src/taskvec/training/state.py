@@ -29,6 +29,8 @@ class Saved:
     order: torch.Tensor  # the epoch's permutation
     position: int
     kept: Mapping[int, Mapping[str, torch.Tensor]] = field(default_factory=dict)
+    looks: Mapping[int, float] = field(default_factory=dict)  # validation losses
+    best: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what was learnt at the best of them
 
 
 def save_state(
@@ -41,7 +43,11 @@ def save_state(
         table |= {f"adam.{name}.{m}": optimiser.state[t][m].cpu() for m in MOMENTS if t in optimiser.state}
     table |= {"generator": generator.get_state(), "order": saved.order, "losses": np.array(saved.losses, np.float64)}
     table |= {f"kept.{step}.{n}": t for step, delta in saved.kept.items() for n, t in delta.items()}
-    facts = {"run": dict(run), "step": saved.step, "position": saved.position, "kept": list(saved.kept)}
+    table |= {f"best.{n}": t for n, t in saved.best.items()}
+    looks = [[s, float.hex(loss)] for s, loss in saved.looks.items()]  # as hex: JSON knows no infinity
+    facts = {
+        "run": dict(run), "step": saved.step, "position": saved.position, "kept": list(saved.kept), "looks": looks,
+    }  # fmt: skip
     table[RUN] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     Checkpoint.of(table, label="state", copy=False).save(path, overwrite=True)
 
@@ -80,8 +86,10 @@ def load_state(
                 optimiser.state[t] = {m: v if m == "step" else v.to(t.device) for m, v in kept.items()}
     generator.set_state(tensor("generator"))
     losses = tuple(float(x) for x in state.array("losses"))
-    kept = {}
-    for step in facts["kept"]:
-        start = f"kept.{step}."
-        kept[step] = {n.removeprefix(start): tensor(n) for n in state.names if n.startswith(start)}
-    return Saved(facts["step"], losses, tensor("order"), facts["position"], kept)
+
+    def under(start: str) -> dict[str, torch.Tensor]:
+        return {n.removeprefix(start): tensor(n) for n in state.names if n.startswith(start)}
+
+    kept = {step: under(f"kept.{step}.") for step in facts["kept"]}
+    looks = {step: float.fromhex(loss) for step, loss in facts.get("looks", ())}
+    return Saved(facts["step"], losses, tensor("order"), facts["position"], kept, looks, under("best."))
