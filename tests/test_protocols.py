@@ -258,3 +258,56 @@ def test_results_come_back_from_json(tmp_path):
     found = addition(MODEL, BASE, {"one": teach(1)}, [known("one", 1)], seed=3)
     assert read_result(found.write(tmp_path / "r.json")) == found
     assert found.provenance.seed == 3 and found.provenance.inputs["base"] == BASE.fingerprint()
+
+
+class TestRowsOfAddition:
+    """Tasks two and three disturb each other: input 2 is lost when the vector of three is added in full."""
+
+    def setup_method(self):
+        harm = np.zeros((4, 4), np.float32)
+        harm[2, 2], harm[3, 3] = -1.0, 2.0
+        self.tasks = [known("one", 1), known("two", 2), known("three", 3)]
+        three = Checkpoint.of({"weight": harm}, label="three") - BASE
+        self.vectors = {"one": teach(1), "two": teach(2), "three": three}
+
+    def test_joint_training_is_scored_and_not_tuned(self):
+        found = addition(MODEL, BASE, self.vectors, self.tasks, joint=teach(1, 3))
+        row = found.row("joint training")
+        assert [row.scores[t].value for t in ("one", "two", "three")] == [1.0, 0.0, 1.0]
+        assert row.coefficient is None and row.curve is None
+
+    def test_the_ensemble_is_the_mean_of_the_logits(self):
+        found = addition(MODEL, BASE, self.vectors, self.tasks, ensemble=True).row("ensemble of logits")
+        # Logits of class 2 for input 2 add to 1 - 1 = 0, a tie that goes to class 0; the others are right.
+        assert [found.scores[t].value for t in ("one", "two", "three")] == [1.0, 0.0, 1.0]
+
+    def test_one_coefficient_each_finds_what_one_for_all_cannot(self):
+        found = addition(MODEL, BASE, self.vectors, self.tasks, coefficients=(0.25, 0.5, 1.0), per_task=True)
+        assert found.row("task arithmetic").mean.value == pytest.approx(2 / 3)
+        own = found.row("one coefficient each")
+        assert own.mean.value == 1.0 and own.curve is None
+        assert "on validation: one" in own.note
+
+    def test_subsets_are_scored_on_their_own_tasks(self):
+        found = addition(MODEL, BASE, self.vectors, self.tasks, subsets="all", coefficients=(0.5, 1.0))
+        assert [r.name for r in found.subsets] == ["one + two", "one + three", "two + three", "one + two + three"]
+        means = [r.mean_normalised for r in found.subsets]
+        assert means == pytest.approx([1.0, 1.0, 0.5, 2 / 3])
+        assert all(set(r.scores) == set(r.name.split(" + ")) for r in found.subsets)
+        whole = found.row("task arithmetic")
+        assert found.subsets[-1].model_copy(update={"name": whole.name}) == whole
+        pairs = addition(MODEL, BASE, self.vectors, self.tasks, subsets="pairs", coefficients=(0.5, 1.0))
+        assert pairs.subsets == found.subsets[:3]
+
+    def test_through_the_linearised_model_too(self):
+        options = {
+            "ensemble": True,
+            "per_task": True,
+            "subsets": "pairs",
+            "joint": teach(1),
+            "coefficients": (0.25, 0.5, 1.0),
+        }
+        plain, linear = (
+            addition(MODEL, BASE, self.vectors, self.tasks, forward=f, **options) for f in ("plain", "linearised")
+        )
+        assert plain.rows == linear.rows and plain.subsets == linear.subsets  # the model is linear

@@ -183,12 +183,14 @@ class AdditionResult(_Result):
     """Several task vectors added to one base (arXiv:2212.04089 section 4, arXiv:2305.12827 section 4).
 
     Rows in this order: base, individually fine-tuned (each task scored by its own model), random vectors, the sum,
-    and any further methods. `tasks` fixes the order of the columns.
+    and any further methods. `tasks` fixes the order of the columns. `subsets`: sums of some of the tasks, each with its own
+    coefficient, scored on those tasks alone.
     """
 
     kind: Literal["addition"] = "addition"
     tasks: tuple[str, ...]
     rows: tuple[Row, ...]
+    subsets: tuple[Row, ...] = ()
 
     def row(self, name: str) -> Row:
         return _row(self, name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
 from ..methods import random_like, task_sum
 from ..models.forward import Forward
+from ..models.functional import bind, device_of, tensors
 from ..results import AdditionResult, Provenance, Row, Score
 from ..search import grid
 from ..tasks.task import Task
@@ -17,6 +19,11 @@ from .rows import best, checked_grid, checked_tasks, chosen_forward, fixed_row, 
 if TYPE_CHECKING:
     import torch
 
+OBJECTIVE = "largest mean normalised accuracy"
+OWN_ROWS = {
+    "base", "fine-tuned", "joint training", "ensemble of logits", "random vector", "task arithmetic", "one coefficient each",
+}  # fmt: skip
+
 
 def addition(
     model: torch.nn.Module,
@@ -25,6 +32,10 @@ def addition(
     tasks: Sequence[Task],
     *,
     methods: Mapping[str, TaskVector] | None = None,
+    joint: TaskVector | None = None,
+    ensemble: bool = False,
+    per_task: bool = False,
+    subsets: Literal["none", "pairs", "all"] = "none",
     coefficients: Sequence[float] = grid(0, 1, 21),
     forward: Forward | str | None = None,
     seed: int = 0,
@@ -44,6 +55,10 @@ def addition(
         tasks: what is scored, in the order of the columns; each with its head.
         methods: further combined vectors by row name, for example ``{"TIES": ties(list(vectors.values()))}``; each is tuned
             in the same way.
+        joint: the vector of one model trained on all tasks together; a row "joint training", nothing to choose.
+        ensemble: a row "ensemble of logits": the mean of the single-task models' logits, each task under its own head.
+        per_task: a row with one coefficient for each task, chosen in turn, from the shared one, until none changes.
+        subsets: also every pair, or every subset of two tasks or more, with a coefficient of its own, scored on its own tasks.
         coefficients: the grid; 0 is always tried.
         forward: through which function everything is evaluated, else the one the vectors were trained through. `linearised`
             with vectors that were trained through `plain` is post-hoc linearisation.
@@ -60,7 +75,7 @@ def addition(
         raise UsageError(
             f"addition needs one vector per task: vectors {sorted(vectors)}, tasks {[t.name for t in tasks]}."
         )
-    reserved = {"base", "fine-tuned", "random vector", "task arithmetic"} & set(methods or {})
+    reserved = OWN_ROWS & set(methods or {})
     if reserved:
         raise UsageError(f"addition has rows named {sorted(reserved)} itself; give the further methods other names.")
     total = task_sum([vectors[t.name] for t in tasks])
@@ -70,13 +85,6 @@ def addition(
         t.name: validation_curves(model, base, vectors[t.name], [t], (1.0,), forward)[t.name][0].value for t in tasks
     }
 
-    def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:
-        means = [
-            sum(_ratio(scores[t.name][i].value, own_validation[t.name]) for t in tasks) / len(tasks)
-            for i in range(len(coefficients))
-        ]
-        return best(means, coefficients)
-
     own = {}
     for t in tasks:
         own |= fixed_row("fine-tuned", model, base, vectors[t.name], [t], coefficient=1.0, forward=forward).scores
@@ -84,30 +92,117 @@ def addition(
         fixed_row("base", model, base, total, tasks, coefficient=0.0, forward=forward),
         Row(name="fine-tuned", scores=own, note="each task by the model fine-tuned on it alone"),
     ]
-    for name, vector in {"random vector": noise, "task arithmetic": total, **(methods or {})}.items():
-        objective = "largest mean normalised accuracy"
-        row = tuned_row(
+    if joint is not None:
+        note = "one model fine-tuned on all tasks together"
+        rows.append(fixed_row("joint training", model, base, joint, tasks, coefficient=1.0, forward=forward, note=note))
+    if ensemble:
+        rows.append(_ensemble(model, base, [vectors[t.name] for t in tasks], tasks, forward))
+
+    def tuned(name: str, vector: TaskVector, which: Sequence[Task] = tasks) -> Row:
+        def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:
+            means = [
+                _mean_ratio({t.name: scores[t.name][i] for t in which}, own_validation)
+                for i in range(len(coefficients))
+            ]
+            return best(means, coefficients)
+
+        return tuned_row(
             name,
             model,
             base,
             vector,
-            tasks,
+            which,
             coefficients=coefficients,
             choose=choose,
-            objective=objective,
+            objective=OBJECTIVE,
             forward=forward,
         )
-        rows.append(row)
+
+    for name, vector in {"random vector": noise, "task arithmetic": total, **(methods or {})}.items():
+        rows.append(tuned(name, vector))
+    if per_task:
+        shared = rows[[r.name for r in rows].index("task arithmetic")].coefficient
+        assert shared is not None
+        chosen = _each_its_own(model, base, vectors, tasks, coefficients, forward, own_validation, shared)
+        total_own = task_sum([chosen[t.name] * vectors[t.name] for t in tasks])
+        said = ", ".join(f"{n} {c:g}" for n, c in chosen.items())
+        note = f"one coefficient for each task, chosen on validation: {said}"
+        rows.append(
+            fixed_row(
+                "one coefficient each", model, base, total_own, tasks, coefficient=1.0, forward=forward, note=note
+            )
+        )
+    sizes = {"none": (), "pairs": (2,), "all": range(2, len(tasks) + 1)}[subsets]
+    found = [
+        _normalised(tuned(" + ".join(t.name for t in some), task_sum([vectors[t.name] for t in some]), some), own)
+        for size in sizes
+        for some in itertools.combinations(tasks, size)
+    ]
     return AdditionResult(
         title=title,
         tasks=tuple(t.name for t in tasks),
         rows=tuple(_normalised(row, own) for row in rows),
+        subsets=tuple(found),
         provenance=Provenance.now(
             seed=seed,
             inputs={"base": base.fingerprint()},
             settings={"forward": forward.name, "grid": [coefficients[0], coefficients[-1], len(coefficients)]},
         ),
     )
+
+
+def _ensemble(
+    model: torch.nn.Module, base: Checkpoint, vectors: Sequence[TaskVector], tasks: Sequence[Task], forward: Forward
+) -> Row:
+    """Many models instead of one: what adding weights is an approximation of."""
+    import torch
+
+    f, device = bind(model), device_of(model)
+    start = tensors(base, like=model, device=device)
+    totals: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        for vector in vectors:  # one in memory at a time
+            delta = tensors(vector, device=device)
+            for t in tasks:
+                head, inputs = t.needs_head().to(device), t.test.inputs
+                logits = [
+                    head(forward(f, start, delta, inputs[i : i + 256].to(device))) for i in range(0, len(inputs), 256)
+                ]
+                found = torch.cat(logits).cpu()
+                totals[t.name] = totals[t.name] + found if t.name in totals else found
+    hits = {t.name: int((totals[t.name].argmax(1) == t.test.labels).sum()) for t in tasks}
+    scores = {t.name: Score.share(hits[t.name], len(t.test)) for t in tasks}
+    return Row(name="ensemble of logits", scores=scores, note=f"{len(vectors)} models, nothing is merged")
+
+
+def _each_its_own(
+    model: torch.nn.Module, base: Checkpoint, vectors: Mapping[str, TaskVector], tasks: Sequence[Task],
+    coefficients: Sequence[float], forward: Forward, own: Mapping[str, float], start: float, rounds: int = 3,
+) -> dict[str, float]:  # fmt: skip
+    """One coefficient for each vector, by turns: the others stay as they are while one is chosen on validation."""
+    chosen = dict.fromkeys(vectors, start)
+    for _ in range(rounds):
+        before = dict(chosen)
+        for name in vectors:
+            rest = task_sum(
+                [chosen[n] * v for n, v in vectors.items() if n != name and chosen[n]] or [0.0 * vectors[name]]
+            )
+            means = []
+            for c in coefficients:
+                scores = validation_curves(model, base, rest + c * vectors[name], tasks, (1.0,), forward)
+                means.append(_mean_ratio({n: s[0] for n, s in scores.items()}, own))
+            here = coefficients.index(chosen[name]) if chosen[name] in coefficients else -1
+            top = best(means, coefficients)
+            if here < 0 or means[top] > means[here]:  # equals do not move it, so that rounds end
+                chosen[name] = coefficients[top]
+        if chosen == before:
+            break
+    return chosen
+
+
+def _mean_ratio(scores: Mapping[str, Score], own: Mapping[str, float]) -> float:
+    """Mean normalised accuracy."""
+    return sum(_ratio(s.value, own[n]) for n, s in scores.items()) / len(scores)
 
 
 def _normalised(row: Row, own: Mapping[str, Score]) -> Row:

@@ -1,0 +1,7 @@
+"""Studies: experiments as a small text file, computed cell by cell and never twice."""
+
+from .plan import plan
+from .run import Outcome, run
+from .spec import Study, load
+
+__all__ = ["Outcome", "Study", "load", "plan", "run"]

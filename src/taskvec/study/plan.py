@@ -1,0 +1,171 @@
+"""From a study to its cells: what has to be computed, described so that equal work is shared between studies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError, plain
+from .cells import Cell
+from .spec import POST_HOC, AdditionSpec, AnalogySpec, NegationSpec, RegimeSpec, Study
+
+Facts = dict[str, Any]
+
+
+def plan(study: Study) -> list[Cell]:
+    """The result cells, in the order of the study: base by base, protocol by protocol, regime by regime, seed by seed."""
+    out = []
+    for base in study.bases:
+        for protocol, said in study.protocols:
+            if said is None:
+                continue
+            for regime in ("",) if protocol == "locality" else study.regimes:
+                for seed in study.seeds:
+                    out += _results(study, base, protocol, said, regime, seed)
+    return out
+
+
+def task_facts(study: Study, name: str) -> Facts:
+    """What decides a task's samples."""
+    said = study.tasks[name].model_dump(exclude={"head"})
+    said["data"] = said["data"] or name
+    return said | {"name": name, "share": _share(study)}
+
+
+def _share(study: Study) -> float:
+    """Part of the training samples that is kept for pre-training: the same for all bases, so that they learn from the same."""
+    return study.pretraining_share if any(b.pretrain for b in study.bases.values()) else 0.0
+
+
+def used(study: Study) -> list[str]:
+    """Tasks for which vectors are trained."""
+    names: dict[str, None] = {}
+    for _, said in study.protocols:
+        if isinstance(said, NegationSpec):
+            names |= dict.fromkeys(said.targets or [t for t in study.tasks if t != said.control])
+        elif isinstance(said, AnalogySpec):
+            names |= dict.fromkeys(said.cells.values())
+        elif said is not None and hasattr(said, "coefficients") or said is not None and hasattr(said, "subspace"):
+            names |= dict.fromkeys(said.tasks or study.tasks)
+    return [t for t in study.tasks if t in names]
+
+
+def base_cell(study: Study, name: str, seed: int) -> Cell:
+    said = study.bases[name]
+    facts: Facts
+    if said.read is not None:
+        facts = {"read": said.read, "download": said.download, "revision": _revision(said.read, said.download)}
+        return Cell("base", f"base {name}", facts)
+    sizes = {n: getattr(said, n) for n in ("patch", "width", "depth", "attention_heads")}
+    facts = {**sizes, "image": study.image.model_dump(), "seed": seed, "pretrain": said.pretrain}
+    if said.pretrain:
+        on = {(d := study.tasks[t].data or t): None for t in study.tasks}
+        facts |= {"on": sorted(on), "share": _share(study), "steps": said.steps, "lr": said.lr, "batch": said.batch}
+    return Cell("base", f"base {name}, seed {seed}", facts)
+
+
+def _revision(read: str, download: bool) -> str:
+    """What tells one state of a base that is read from another."""
+    if download:
+        return ""  # the hub's id is all that is known before it is fetched
+    from ..weights import Checkpoint
+
+    if not Path(read).exists():
+        raise UsageError(
+            f"there is no base {plain(read)}. Name a folder, or an id of the Hugging Face hub with `download: true`."
+        )
+    return Checkpoint.read(read).fingerprint()
+
+
+def head_cell(study: Study, base: str, task: str, seed: int) -> Cell:
+    """The head of a task, or of all tasks that share one."""
+    group = study.tasks[task].head
+    members = [task] if group is None else [t for t in study.tasks if study.tasks[t].head == group]
+    facts = {"how": study.heads, "tasks": [task_facts(study, t) for t in members], "seed": seed}
+    return Cell("head", f"head {group or task} of {base}, seed {seed}", facts, {"base": base_cell(study, base, seed)})
+
+
+def fit_cell(
+    study: Study, base: str, tasks: Sequence[str], regime: str, seed: int, *, lr: float | None = None, ascent: bool = False,
+    rate: Cell | None = None,
+) -> Cell:  # fmt: skip
+    """A vector: of one task, or of several trained together. Without `lr` it takes the rate that `rate` chose."""
+    changed = study.regimes.get(regime) or RegimeSpec()
+    facts = study.fit.model_dump() | {
+        "steps": (changed.steps or study.fit.steps) * len(tasks), "lr": lr, "tasks": [task_facts(study, t) for t in tasks],
+        "regime": regime, "seed": seed, "ascent": ascent, "head": study.heads,
+    }  # fmt: skip
+    needs = {"base": base_cell(study, base, seed)}
+    needs |= {f"head {t}": head_cell(study, base, t, seed) for t in tasks}
+    if rate is not None:
+        needs["rate"] = rate
+    said = " and ".join(tasks) if len(tasks) < 3 else f"{len(tasks)} tasks"
+    how = f"{regime}{' ascent' if ascent else ''}, lr {'as chosen' if lr is None else format(lr, 'g')}"
+    return Cell("fit", f"fit {said} on {base}, {how}, seed {seed}", facts, needs)
+
+
+def rate_cell(study: Study, base: str, regime: str, seed: int) -> Cell:
+    """Which learning rate: the best mean validation accuracy of the single-task models."""
+    rates = (study.regimes.get(regime) or RegimeSpec()).lr or study.fit.lr
+    needs = {f"{t} {lr:g}": fit_cell(study, base, [t], regime, seed, lr=lr) for t in used(study) for lr in rates}
+    facts = {"rates": list(rates), "tasks": used(study)}
+    return Cell("rate", f"learning rate on {base}, {regime}, seed {seed}", facts, needs)
+
+
+def _results(study: Study, base: str, protocol: str, said: Any, regime: str, seed: int) -> Iterable[Cell]:
+    """The result cells of one question about one base in one regime."""
+    trained = "standard" if regime == POST_HOC else regime
+    forward = "linearised" if regime == POST_HOC else None
+    where: Facts = {"base": base, "regime": regime or "base alone", "protocol": protocol, "seed": seed}
+    if protocol == "locality":
+        names = said.tasks or tuple(study.tasks)
+        needs = {"base": base_cell(study, base, seed)}
+        yield _result(study, protocol, said, where, names, forward, needs)
+        return
+    rate = rate_cell(study, base, trained, seed)
+
+    def needs_of(names: Iterable[str], heads: Iterable[str] = ()) -> dict[str, Cell]:
+        found: dict[str, Cell] = {"base": base_cell(study, base, seed), "rate": rate}
+        found |= {f"head {t}": head_cell(study, base, t, seed) for t in (*names, *heads)}
+        return found | {role: cell for role, cell in rate.needs.items() if role.rpartition(" ")[0] in set(names)}
+
+    if isinstance(said, NegationSpec):
+        for target in said.targets or [t for t in study.tasks if t != said.control]:
+            needs = needs_of([target], [said.control])
+            if said.ascent and regime != POST_HOC:
+                needs["ascent"] = fit_cell(study, base, [target], trained, seed, ascent=True, rate=rate)
+            yield _result(study, protocol, said, where | {"target": target}, (target, said.control), forward, needs)
+        return
+    if isinstance(said, AnalogySpec):
+        names = tuple(said.cells[c] for c in "ABCD")
+        yield _result(study, protocol, said, where, names, forward, needs_of(names))
+        return
+    names = said.tasks or tuple(study.tasks)
+    if len(names) < 2:
+        raise UsageError(f"study {study.name!r}: {protocol} needs at least two tasks, got {list(names)}.")
+    needs = needs_of(names)
+    if isinstance(said, AdditionSpec) and "joint" in said.baselines and regime != POST_HOC:
+        needs["joint"] = fit_cell(study, base, names, trained, seed, rate=rate)
+    for distance in getattr(said, "distances", ("",)):
+        yield _result(
+            study, protocol, said, where | ({"distance": distance} if distance else {}), names, forward, needs
+        )
+
+
+def _result(
+    study: Study,
+    protocol: str,
+    said: Any,
+    where: Facts,
+    names: Sequence[str],
+    forward: str | None,
+    needs: Mapping[str, Cell],
+) -> Cell:
+    facts = {
+        "options": said.model_dump(exclude={"tasks", "targets", "distances", "subsets"} - ({"subsets"} if protocol == "addition" else set())),
+        "where": where, "tasks": [task_facts(study, t) for t in names], "forward": forward,
+    }  # fmt: skip
+    said_where = ", ".join(str(where[k]) for k in ("target", "distance") if k in where)
+    label = f"{protocol}{' of ' + said_where if said_where else ''} on {where['base']}, {where['regime']}, seed {where['seed']}"
+    return Cell(protocol, label, facts, needs)

@@ -1,0 +1,158 @@
+"""Running a study: cells in order, each once, in one process or several; results gathered where reports find them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import StorageError, TaskvecError, plain
+from ..files import replace_text
+from .cells import Cell, Store, needed, ordered
+from .plan import plan
+from .spec import Study
+from .work import RESULT, Bench
+
+CELLS, RESULTS = "cells", "results"
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: cells computed now and before, seconds, and the files of the results."""
+
+    computed: int
+    kept: int
+    seconds: float
+    results: tuple[Path, ...]
+
+
+def run(
+    study: Study, out: str | Path, *, root: str | Path | None = None, only: Sequence[str] = (), jobs: int = 1,
+    device: str | None = None, download: bool = False, tell: Tell = lambda _: None,
+    progress: Callable[[int, int, float], None] | None = None, again: Sequence[str] = (),
+) -> Outcome:  # fmt: skip
+    """Compute every cell of a study that is not there yet, and write its results.
+
+    Args:
+        study: what is asked.
+        out: folder of cells and results; several studies may share one, and then share equal cells.
+        root: folder of the data sets, else the study's.
+        only: results whose label contains one of these texts; all if empty.
+        jobs: processes; the others are started with `again`, and share the folder.
+        device: where models run.
+        download: whether data sets may be fetched where there is no root.
+        tell: called with one line for every cell.
+        progress: called while a cell trains, with updates, of how many, and the loss.
+        again: the command line of one more process that does the same.
+    Raises:
+        TaskvecError: a cell failed; says which. What was finished is kept.
+    """
+    began, out = time.monotonic(), Path(out)
+    store = Store(out / CELLS)
+    wanted = chosen(plan(study), only)
+    todo = needed(wanted, store)
+    kept = len(ordered(wanted)) - len(todo)
+    _make(store.folder)
+    bench = Bench(
+        store, Path(root) if root is not None else study.root and Path(study.root) or None, download, device, progress
+    )
+    others = [
+        subprocess.Popen([*again], stdout=subprocess.DEVNULL, env=os.environ | {"TASKVEC_WORKER": "1"})
+        for _ in range(jobs - 1)
+    ]
+    try:
+        computed = _work(todo, store, bench, tell, others)
+    finally:
+        for other in others:
+            other.terminate()
+            other.wait()
+    return Outcome(computed, kept, time.monotonic() - began, _gather(wanted, store, out / RESULTS))
+
+
+def chosen(results: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """Result cells by parts of their labels."""
+    from ..errors import UsageError, some
+
+    found = [c for c in results if not only or any(text in c.label for text in only)]
+    if not found:
+        raise UsageError(
+            f"no result's label contains {some(only)}; there are, for example, {some(c.label for c in results)}."
+        )
+    return found
+
+
+def _work(todo: Sequence[Cell], store: Store, bench: Bench, tell: Tell, others: Sequence[Any]) -> int:
+    """All cells, each when its needs are done; what another process has is left to it and looked at again."""
+    computed, left = 0, list(todo)
+    while left:
+        waiting = []
+        for i, cell in enumerate(left):
+            if store.done(cell):
+                continue
+            if not all(store.done(n) for n in cell.needs.values()):
+                waiting.append(cell)
+                continue
+            with store.claimed(cell) as place:
+                if place is None:
+                    waiting.append(cell)
+                    continue
+                if store.done(cell):
+                    continue
+                computed += 1
+                tell(f"[{len(todo) - len(left) + i + 1}/{len(todo)}] {cell.label}")
+                _compute(cell, place, store, bench)
+        if len(waiting) == len(left):  # all that is left is being computed elsewhere
+            failed = [p for p in others if p.poll() not in (None, 0)]
+            if failed:
+                raise StorageError("a process of this run failed; what it says stands above. Run again to go on.")
+            time.sleep(0.2)
+        left = waiting
+    return computed
+
+
+def _compute(cell: Cell, place: Path, store: Store, bench: Bench) -> None:
+    began = time.monotonic()
+    try:
+        outcome = bench.compute(cell, place)
+    except TaskvecError as error:
+        error.args = (f"{cell.label}: {error.args[0] if error.args else ''}", *error.args[1:])
+        raise
+    except BaseException as error:
+        error.add_note(f"While computing: {cell.label}")
+        raise
+    store.finish(cell, outcome, seconds=time.monotonic() - began)
+
+
+def _gather(wanted: Sequence[Cell], store: Store, folder: Path) -> tuple[Path, ...]:
+    """Copies of the results under names that say what they are."""
+    _make(folder)
+    out = []
+    for cell in wanted:
+        if store.done(cell):
+            name = "".join(c if c.isalnum() or c in "._-" else "-" for c in cell.label.replace(", ", "--"))
+            text = (store.place(cell) / RESULT).read_text(encoding="utf-8")
+            out.append(replace_text(folder / f"{name}.json", text, what="the result"))
+    return tuple(out)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make {plain(folder)}: {error.strerror}. Name another folder with -o.") from error
+
+
+def is_worker() -> bool:
+    """Whether this process was started by another one to share its work."""
+    return bool(os.environ.get("TASKVEC_WORKER"))
+
+
+def same_again() -> list[str]:
+    """The command line that starts this program once more."""
+    return [sys.executable, "-m", "taskvec.cli", *sys.argv[1:]]

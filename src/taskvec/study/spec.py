@@ -1,0 +1,299 @@
+"""The text of a study: a small strict YAML file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import InputError, UsageError, nearest
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageSpec(_Strict):
+    """How images are prepared for bases made here; bases that are read say it themselves."""
+
+    size: Count = 32
+    channels: Literal[1, 3] = 1
+
+
+class TaskSpec(_Strict):
+    """A task: a data set, or a part of one.
+
+    `data` is a known set, else the task's name; `keep` takes only these classes (names, or numbers from 0); `limit` and
+    `test_limit` cut the training and test part; `invert` turns pixels over; tasks with one `head` share it.
+    """
+
+    data: str = ""
+    keep: tuple[int | str, ...] = ()
+    limit: Count | None = None
+    test_limit: Count | None = None
+    invert: bool = False
+    head: str | None = None
+
+
+class BaseSpec(_Strict):
+    """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id), or make a small vision transformer:
+    pre-trained as `pretrain` says, or random."""
+
+    read: str | None = None
+    download: bool = False
+    pretrain: Literal["supervised", "masked", "self-distilled", "contrastive"] | None = None
+    steps: Count = 1500
+    lr: Rate = 1e-3
+    batch: Count = 64
+    patch: Count = 4
+    width: Count = 128
+    depth: Count = 4
+    attention_heads: Count = 4
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BaseSpec:
+        if self.read is not None and self.pretrain is not None:
+            raise ValueError("a base is either read or pre-trained, not both")
+        if self.download and self.read is None:
+            raise ValueError("download goes with read")
+        return self
+
+
+class FitSpec(_Strict):
+    """How vectors are trained. Of several rates the one with the best mean validation accuracy of the single-task models is
+    taken, for each base, regime and seed."""
+
+    steps: Count = 200
+    batch: Count = 32
+    lr: tuple[Rate, ...] = (3e-4,)
+    accumulate: Count = 1
+    weight_decay: Annotated[float, Field(ge=0, lt=math.inf)] = 0.01
+    warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _several(cls, value: Any) -> Any:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @field_validator("lr")
+    @classmethod
+    def _any(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("needs at least one learning rate, each once")
+        return value
+
+
+class RegimeSpec(_Strict):
+    """Changes to `fit` for one regime."""
+
+    steps: Count | None = None
+    lr: tuple[Rate, ...] | None = None
+
+    _several = field_validator("lr", mode="before")(
+        lambda value: value if value is None or isinstance(value, list | tuple) else (value,)
+    )
+
+
+class GridSpec(_Strict):
+    low: float = 0.0
+    high: float = 1.0
+    points: Annotated[int, Field(ge=2, le=1001)] = 21
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and len(value) == 3:
+            return dict(zip(("low", "high", "points"), value, strict=True))
+        return value
+
+
+class AdditionSpec(_Strict):
+    """The tasks (all unless named) added up; `subsets` of them too; `per_task` coefficients; `baselines` beside the sum."""
+
+    tasks: tuple[str, ...] = ()
+    coefficients: GridSpec = GridSpec()
+    subsets: Literal["none", "pairs", "all"] = "none"
+    per_task: bool = False
+    baselines: tuple[Literal["joint", "ensemble"], ...] = ()
+
+
+class NegationSpec(_Strict):
+    """Every target forgotten in turn (all tasks but the control unless named)."""
+
+    control: str
+    targets: tuple[str, ...] = ()
+    coefficients: GridSpec = GridSpec()
+    control_share: Annotated[float, Field(ge=0, le=1)] = 0.95
+    ascent: bool = True
+
+
+class AnalogySpec(_Strict):
+    """A is to B as C is to D."""
+
+    cells: Mapping[Literal["A", "B", "C", "D"], str]
+    coefficients: GridSpec = GridSpec()
+
+    @model_validator(mode="after")
+    def _four(self) -> AnalogySpec:
+        if set(self.cells) != set("ABCD"):
+            raise ValueError("an analogy has the cells A, B, C and D")
+        return self
+
+
+class DisentanglementSpec(_Strict):
+    tasks: tuple[str, ...] = ()
+    coefficients: GridSpec = GridSpec(points=5)
+    distances: tuple[Literal["prediction", "representation"], ...] = ("prediction",)
+
+
+class GeometrySpec(_Strict):
+    tasks: tuple[str, ...] = ()
+    steps: bool = True
+    subspace: Annotated[int, Field(ge=0)] = 0
+
+
+class LocalitySpec(_Strict):
+    tasks: tuple[str, ...] = ()
+    samples: Count = 24
+
+
+class ProtocolSpecs(_Strict):
+    addition: AdditionSpec | None = None
+    negation: NegationSpec | None = None
+    analogy: AnalogySpec | None = None
+    disentanglement: DisentanglementSpec | None = None
+    geometry: GeometrySpec | None = None
+    locality: LocalitySpec | None = None
+
+
+class Study(_Strict):
+    """A study: what is asked (protocols), of which tasks, from which bases, in which regimes, how often (seeds)."""
+
+    study: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    about: str = ""
+    root: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    image: ImageSpec = ImageSpec()
+    tasks: Mapping[str, TaskSpec]
+    bases: Mapping[str, BaseSpec]
+    heads: Literal["probed", "zero-shot", "joint"] = "probed"
+    pretraining_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    regimes: Mapping[str, RegimeSpec]
+    fit: FitSpec = FitSpec()
+    protocols: ProtocolSpecs
+
+    @field_validator("tasks", "bases", "regimes", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """A list of names stands for a table without settings."""
+        if isinstance(value, list):
+            if len({str(v) for v in value}) < len(value):
+                raise ValueError("a name stands there twice")
+            return {str(name): {} for name in value}
+        if isinstance(value, dict):
+            return {str(name): {} if said is None else said for name, said in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Study:
+        from ..training.regime import REGIMES
+
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: needs at least one seed, each once")
+        if not self.tasks or not self.bases:
+            raise ValueError("a study needs tasks and bases")
+        for name in self.regimes:
+            if name not in REGIMES and name != POST_HOC:
+                known = [*REGIMES, POST_HOC]
+                raise ValueError(
+                    f"regimes: unknown regime {name!r}; expected some of {', '.join(known)}.{nearest(name, known)}"
+                )
+        for protocol, said in self.protocols:
+            named = () if said is None else getattr(said, "tasks", ())
+            if isinstance(said, NegationSpec):
+                named = (said.control, *said.targets)
+                if said.control in said.targets:
+                    raise ValueError(f"protocols.negation: {said.control!r} is control and target")
+            if isinstance(said, AnalogySpec):
+                named = tuple(said.cells.values())
+            for task in named:
+                if task not in self.tasks:
+                    raise ValueError(
+                        f"protocols.{protocol}: no task {task!r}; there are {', '.join(self.tasks)}.{nearest(task, self.tasks)}"
+                    )
+        if not any(said for _, said in self.protocols):
+            raise ValueError("protocols: ask at least one question")
+        if not self.regimes and any(said for p, said in self.protocols if p != "locality"):
+            raise ValueError("regimes: name at least one")
+        return self
+
+
+POST_HOC = "post-hoc"  # standard vectors, evaluated through the linearised model
+
+
+def load(path: str | Path) -> Study:
+    """Read a study file.
+
+    Raises:
+        InputError: it cannot be read.
+        UsageError: it is no study; says every field that is wrong.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the study {path}: {getattr(error, 'strerror', None) or error}.") from error
+    try:
+        table = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UsageError(f"{path} is not YAML: {str(error).replace(chr(10), ' ')}") from error
+    if not isinstance(table, dict):
+        raise UsageError(
+            f"{path} is no study: expected a table that begins with `study: 1`, got {type(table).__name__}."
+        )
+    try:
+        return Study.model_validate(table)
+    except ValidationError as error:
+        raise UsageError(f"{path} is no study that can be run: {_told(error)}") from error
+
+
+def _told(error: ValidationError) -> str:
+    """Every mistake with its place; the nearest known field for an unknown one."""
+    said = []
+    for e in error.errors():
+        place = ".".join(str(p) for p in e["loc"])
+        if e["type"] == "extra_forbidden":
+            known = _fields(e["loc"][:-1])
+            said.append(f"unknown field {place}.{nearest(str(e['loc'][-1]), known)}")
+        else:
+            text = e["msg"].removeprefix("Value error, ")
+            got = (
+                f", got {e['input']!r}"
+                if e["type"] not in ("value_error", "missing") and len(repr(e["input"])) < 60
+                else ""
+            )
+            said.append(f"{place}: {text}{got}" if place else text)
+    return "; ".join(said) + ("" if said[-1].endswith((".", "?")) else ".")
+
+
+def _fields(place: tuple[int | str, ...]) -> list[str]:
+    """The fields that exist at a place of the file."""
+    model: Any = Study
+    tables = {"tasks": TaskSpec, "bases": BaseSpec, "regimes": RegimeSpec}
+    for i, part in enumerate(place):
+        if model is Study and part in tables:
+            return list(tables[str(part)].model_fields) if len(place) > i + 1 else []
+        inner = model.model_fields.get(part)
+        kinds = [inner.annotation, *getattr(inner.annotation, "__args__", ())] if inner else []
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)

@@ -1,0 +1,328 @@
+"""What each kind of cell computes. Each function reads the cells it needs from the store and gives the outcome as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import protocols
+from ..errors import InputError, UsageError
+from ..models.encoders import Encoder, encoder
+from ..models.hub import fetched
+from ..models.preprocess import Preprocess
+from ..models.small import read_small_vit, save_small_vit
+from ..results import Score
+from ..search import curves, grid
+from ..tasks import Head, Task, joined, side_by_side, zero_shot
+from ..tasks.image_sets import SETS
+from ..training import TrainSpec, fit, pretrain, probe
+from ..training.regime import REGIMES
+from ..weights import Checkpoint, TaskVector
+from .cells import Cell, Store
+from .data import fingerprint, for_pretraining, part, whole
+
+if TYPE_CHECKING:
+    import torch
+
+VECTOR, HEAD, RESULT, BASE, STATE = "vector.safetensors", "head.safetensors", "result.json", "base", "state.safetensors"
+
+
+@dataclass
+class Bench:
+    """Where cells are computed: the store, the data, and what is open already.
+
+    Args:
+        store: finished cells.
+        root: folder of the data sets; None to fetch them where `download` allows it.
+        download: whether data sets may be fetched.
+        device: where models run.
+        progress: called with the number of updates, of how many, and the loss.
+    """
+
+    store: Store
+    root: Path | None = None
+    download: bool = False
+    device: str | None = None
+    progress: Callable[[int, int, float], None] | None = None
+    _bases: dict[str, Encoder] = field(default_factory=dict)
+    _sets: dict[tuple[str, Preprocess], Task] = field(default_factory=dict)
+
+    def compute(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        """The outcome of a cell whose needs are done."""
+        kinds: dict[str, Callable[[Cell, Path], Mapping[str, Any]]] = {
+            "base": self._base, "head": self._head, "fit": self._fit, "rate": self._rate,
+        }  # fmt: skip
+        return kinds.get(cell.kind, self._protocol)(cell, place)
+
+    # What is read.
+
+    def base(self, cell: Cell) -> Encoder:
+        """The base of a finished base cell."""
+        if cell.key not in self._bases:
+            if cell.facts.get("read"):
+                found = encoder(fetched(cell.facts["read"], download=cell.facts["download"]))
+            else:
+                found = encoder(self.store.place(cell) / BASE)
+            if self.device:
+                found = found._replace(module=found.module.to(self.device))
+            self._bases.clear()  # one at a time: bases may be large
+            self._bases[cell.key] = found
+        return self._bases[cell.key]
+
+    def task(self, facts: Mapping[str, Any], prepare: Preprocess) -> Task:
+        return part(self._whole(facts["data"], prepare), facts, prepare)
+
+    def _whole(self, data: str, prepare: Preprocess) -> Task:
+        if (data, prepare) not in self._sets:
+            self._sets[data, prepare] = whole(data, self.root, prepare, download=self.download)
+        return self._sets[data, prepare]
+
+    def _kept_head(self, cell: Cell) -> Head:
+        return Head.read(self.store.place(cell) / HEAD)
+
+    # What is computed.
+
+    def _base(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        facts = cell.facts
+        if facts.get("read"):
+            found = encoder(fetched(facts["read"], download=facts["download"]))
+            return {"fingerprint": found.base.fingerprint()}
+        import torch
+
+        from ..models.vit import small_vit
+        from ..tasks.vision import jitter
+
+        image = facts["image"]
+        model = small_vit(
+            image=image["size"], channels=image["channels"], patch=facts["patch"], width=facts["width"], depth=facts["depth"],
+            heads=facts["attention_heads"], generator=torch.Generator().manual_seed(facts["seed"]),
+        )  # fmt: skip
+        start = Checkpoint.of(model, label="random")
+        told: dict[str, Any] = {"how": facts["pretrain"] or "random"}
+        if facts["pretrain"]:
+            prepare = Preprocess(image["size"], image["channels"])
+            inputs, labels, offset = [], [], 0
+            for data in facts["on"]:
+                task = self._whole(data, prepare)
+                seen = for_pretraining(task, facts["share"])
+                inputs.append(seen.inputs[:])
+                labels.append(seen.labels + offset)
+                offset += len(task.classes)
+            spec = TrainSpec(
+                steps=facts["steps"], lr=facts["lr"], batch=facts["batch"], weight_decay=0.05, seed=facts["seed"]
+            )
+            made = pretrain(
+                model, torch.cat(inputs), how=facts["pretrain"], labels=torch.cat(labels), spec=spec, augment=jitter,
+                progress=self._steps(spec.steps), label=facts["pretrain"],
+            )  # fmt: skip
+            start = made.checkpoint
+            told |= {
+                "samples": sum(map(len, inputs)),
+                "sets": facts["on"],
+                "steps": spec.steps,
+                "loss": list(made.losses[-1:]),
+            }
+        save_small_vit(
+            place / BASE, model, start, mean=[0.5] * image["channels"], std=[0.5] * image["channels"], pretraining=told
+        )
+        return {"fingerprint": start.fingerprint(), **told}
+
+    def _head(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        import torch
+
+        model, base, prepare, text = self.base(cell.needs["base"])
+        tasks = [self.task(f, prepare) for f in cell.facts["tasks"]]
+        classes = tasks[0].classes
+        if any(t.classes != classes for t in tasks):
+            raise UsageError(f"{cell.label}: tasks that share a head must have the same classes, in one order.")
+        task = joined("together", tasks) if len(tasks) > 1 else tasks[0]
+        if cell.facts["how"] == "zero-shot":
+            if text is None:
+                raise UsageError(
+                    f"{cell.label}: the base has no text encoder for zero-shot heads. Set `heads: probed`."
+                )
+            row = SETS.get(cell.facts["tasks"][0]["data"])
+            head = zero_shot(text, classes, templates=row.templates if row else ("a photo of a {}.",))
+        elif cell.facts["how"] == "joint":
+            with torch.no_grad():
+                width = model(task.train.inputs[:1].to(next(model.parameters()).device)).shape[-1]
+            head = Head.random(len(classes), width, generator=torch.Generator().manual_seed(cell.facts["seed"]))
+        else:
+            head = probe(model, base, task)
+        head.save(place / HEAD, overwrite=True)
+        return {"classes": len(classes), "samples": len(task.train)}
+
+    def _fit(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        facts = cell.facts
+        model, base, prepare, _ = self.base(cell.needs["base"])
+        parts = [
+            self.task(f, prepare).with_head(self._kept_head(cell.needs[f"head {f['name']}"])) for f in facts["tasks"]
+        ]
+        task = parts[0] if len(parts) == 1 else side_by_side("joint", parts)
+        lr = facts["lr"] or self.store.outcome(cell.needs["rate"])["lr"]
+        regime = REGIMES[facts["regime"]]
+        if facts["head"] == "joint":
+            regime = replace(regime, head="trained")
+        spec = TrainSpec(
+            steps=facts["steps"], lr=lr, batch=facts["batch"], accumulate=facts["accumulate"],
+            weight_decay=facts["weight_decay"], warmup=facts["warmup"], seed=facts["seed"],
+        )  # fmt: skip
+        made = fit(
+            model, base, task, regime=regime, spec=spec, ascent=facts["ascent"], label=task.name, state=place / STATE, every=200,
+            progress=self._steps(spec.steps),
+        )  # fmt: skip
+        made.vector.save(place / VECTOR, overwrite=True)
+        if facts["head"] == "joint":
+            made.head.save(place / HEAD, overwrite=True)
+        (place / STATE).unlink(missing_ok=True)
+        out: dict[str, Any] = {
+            "lr": lr,
+            "loss": [made.losses[0], made.losses[-1]],
+            "data": [fingerprint(t) for t in parts],
+        }
+        if len(parts) == 1:
+            found = curves(
+                model,
+                base,
+                made.vector,
+                {"own": (task.validation, made.head)},
+                coefficients=(0.0, 1.0),
+                forward=made.forward,
+            )["own"]
+            out |= {"base": found[0].model_dump(), "validation": found[1].model_dump()}
+        return out
+
+    def _rate(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        means = {}
+        for lr in cell.facts["rates"]:
+            scores = [
+                Score(**self.store.outcome(cell.needs[f"{t} {lr:g}"])["validation"]).value for t in cell.facts["tasks"]
+            ]
+            means[lr] = sum(scores) / len(scores)
+        return {
+            "lr": max(means, key=lambda lr: (means[lr], -lr)),
+            "validation": {f"{lr:g}": m for lr, m in means.items()},
+        }
+
+    def _protocol(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        facts, needs = cell.facts, cell.needs
+        encoded = self.base(needs["base"])
+        result = ANSWERS[cell.kind](self, cell, encoded)
+        where = facts["where"]
+        lr = self.store.outcome(needs["rate"])["lr"] if "rate" in needs else None
+        settings = {**result.provenance.settings, "study": where, **({} if lr is None else {"lr": lr})}
+        title = f"{cell.kind.capitalize()}{' of ' + where['target'] if 'target' in where else ''}: {where['base']}, {where['regime']}"
+        result = result.model_copy(
+            update={
+                "title": f"{title}, seed {where['seed']}",
+                "provenance": result.provenance.model_copy(update={"settings": settings, "seed": where["seed"]}),
+            }
+        )
+        result.write(place / RESULT)
+        return {"file": RESULT}
+
+    def _steps(self, total: int) -> Callable[[int, float], None] | None:
+        told = self.progress
+        return None if told is None else lambda step, loss: told(step, total, loss)
+
+    # What protocols are given.
+
+    def vectors(self, cell: Cell, prepare: Preprocess) -> tuple[dict[str, TaskVector], dict[str, Task]]:
+        """The vectors at the chosen rate, and their tasks with heads; the data must be what the vectors were trained on."""
+        lr = self.store.outcome(cell.needs["rate"])["lr"]
+        vectors, tasks = {}, {}
+        for f in cell.facts["tasks"]:
+            name = f["name"]
+            task, own = self.task(f, prepare), cell.needs.get(f"{name} {lr:g}")
+            head = self._kept_head(cell.needs[f"head {name}"])
+            if own is not None:
+                if self.store.outcome(own)["data"] != [fingerprint(task)]:
+                    raise InputError(
+                        f"the data of {name} is not what its vectors were trained on: the files have changed. Put them back, or "
+                        "keep the results of the new data in another folder."
+                    )
+                vectors[name] = TaskVector.read(self.store.place(own) / VECTOR, label=name)
+                if own.facts["head"] == "joint":
+                    head = Head.read(self.store.place(own) / HEAD)
+            tasks[name] = task.with_head(head)
+        return vectors, tasks
+
+    def vector(self, cell: Cell, label: str) -> TaskVector:
+        return TaskVector.read(self.store.place(cell) / VECTOR, label=label)
+
+
+def _points(options: Mapping[str, Any]) -> tuple[float, ...]:
+    said = options["coefficients"]
+    return grid(said["low"], said["high"], said["points"])
+
+
+def _addition(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    options = cell.facts["options"]
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    joint = cell.needs.get("joint")
+    return protocols.addition(
+        encoded.module, encoded.base, vectors, list(tasks.values()), coefficients=_points(options), forward=cell.facts["forward"],
+        joint=None if joint is None else bench.vector(joint, "joint"), ensemble="ensemble" in options["baselines"],
+        per_task=options["per_task"], subsets=options["subsets"], seed=cell.facts["where"]["seed"],
+    )  # fmt: skip
+
+
+def _negation(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    options, ascent = cell.facts["options"], cell.needs.get("ascent")
+    target, control = (f["name"] for f in cell.facts["tasks"])
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    return protocols.negation(
+        encoded.module, encoded.base, vectors[target], target=tasks[target], control=tasks[control],
+        ascent=None if ascent is None else bench.vector(ascent, "gradient ascent"), coefficients=_points(options),
+        forward=cell.facts["forward"], control_share=options["control_share"], seed=cell.facts["where"]["seed"],
+    )  # fmt: skip
+
+
+def _analogy(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    options = cell.facts["options"]
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    cells = options["cells"]
+    a, b, c, d = (vectors[cells[x]] for x in "ABCD")
+    return protocols.analogy(
+        encoded.module, encoded.base, a=a, b=b, c=c, task=tasks[cells["D"]], cells=cells, target_tuned=d,
+        sources={cells[x]: vectors[cells[x]] for x in "ABC"}, coefficients=_points(options), forward=cell.facts["forward"],
+        seed=cell.facts["where"]["seed"],
+    )  # fmt: skip
+
+
+def _disentanglement(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    return protocols.disentanglement(
+        encoded.module, encoded.base, vectors, list(tasks.values()), coefficients=_points(cell.facts["options"]),
+        forward=cell.facts["forward"], distance=cell.facts["where"]["distance"],
+    )  # fmt: skip
+
+
+def _geometry(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    options = cell.facts["options"]
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    return protocols.geometry(
+        vectors, base=encoded.base, model=encoded.module, tasks=list(tasks.values()) if options["steps"] else (),
+        subspace=options["subspace"],
+    )  # fmt: skip
+
+
+def _locality(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    tasks = [bench.task(f, encoded.prepare) for f in cell.facts["tasks"]]
+    samples = cell.facts["options"]["samples"]
+    return protocols.locality(
+        encoded.module,
+        encoded.base,
+        tasks,
+        samples=samples,
+        eigenfunctions=min(8, samples),
+        seed=cell.facts["where"]["seed"],
+    )
+
+
+ANSWERS: Mapping[str, Callable[[Bench, Cell, Encoder], Any]] = {
+    "addition": _addition, "negation": _negation, "analogy": _analogy, "disentanglement": _disentanglement,
+    "geometry": _geometry, "locality": _locality,
+}  # fmt: skip
