@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,14 +32,12 @@ class Objective:
         loss: ``(views, labels, generator) -> scalar``, of one batch.
         views: how often each image is shown, every time augmented anew.
         after: called after each update with the share of the run that is done.
-        labels: whether it needs them.
     """
 
     parts: nn.Module
     loss: Callable[[list[Tensor], Tensor | None, torch.Generator], Tensor]
     views: int = 1
     after: Callable[[float], None] = _nothing
-    labels: bool = False
 
 
 Build = Callable[["nn.Module", "Tensor", int, "torch.Generator"], Objective]
@@ -52,11 +51,20 @@ def supervised(encoder: nn.Module, example: Tensor, classes: int, generator: tor
         example: one input ``[1, ...]``.
         classes: how many labels there are.
         generator: draws the head.
+    Raises:
+        UsageError: there are no labels.
     """
     from torch.nn.functional import cross_entropy
 
+    if not classes:
+        raise UsageError("supervised pre-training needs labels=..., one for each input.")
     head = _mlp([_width(encoder, example), classes], generator)
-    return Objective(head, lambda views, labels, _: cross_entropy(head(encoder(views[0])), _given(labels)), labels=True)
+
+    def loss(views: list[Tensor], labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        assert labels is not None  # there are classes
+        return cross_entropy(head(encoder(views[0])), labels)
+
+    return Objective(head, loss)
 
 
 def masked(
@@ -87,7 +95,9 @@ def masked(
     patches = (vit.image // vit.patch) ** 2
     seen = patches - round(share * patches)
     if not 0 < seen < patches:
-        raise UsageError(f"masked: a share of {share} of {patches} patches leaves {seen} to see; it must be 1 to {patches - 1}.")
+        raise UsageError(
+            f"masked: a share of {share} of {patches} patches leaves {seen} to see; it must be 1 to {patches - 1}."
+        )
     with torch.device("meta"):
         decoder = nn.ModuleDict(
             {
@@ -160,7 +170,9 @@ def self_distilled(
     slow_encoder, slow_parts = copy.deepcopy(encoder), copy.deepcopy(parts)
     for t in (*slow_encoder.parameters(), *slow_parts.parameters()):
         t.requires_grad_(False)
-    centre = torch.zeros(1, prototypes)
+    centre: list[
+        Tensor
+    ] = []  # the first batch's mean at first: from zero, the teacher would begin with one answer for all
 
     def scores(parts: Any, features: Tensor) -> Tensor:
         # Prototypes of length 1, as the paper fixes the norm of its weight-normalised last layer.
@@ -169,8 +181,10 @@ def self_distilled(
     def loss(views: list[Tensor], labels: Tensor | None, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             said = [scores(slow_parts, slow_encoder(v)) for v in views]
-            sure = [((s - centre) / teacher).softmax(1) for s in said]
-            centre.mul_(centring).add_(torch.cat(said).mean(0, keepdim=True), alpha=1 - centring)
+            now = torch.cat(said).mean(0, keepdim=True)
+            centre[:] = centre or [now]
+            sure = [((s - centre[0]) / teacher).softmax(1) for s in said]
+            centre[0] = centring * centre[0] + (1 - centring) * now
         guesses = [(scores(parts, encoder(v)) / student).log_softmax(1) for v in views]
         if isinstance(encoder, VisionTransformer):
             for i in range(local):
@@ -255,7 +269,7 @@ def _mlp(widths: list[int], generator: torch.Generator, *, bias: bool = True) ->
 
     with torch.device("meta"):
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Linear(a, b, bias=bias), nn.GELU()]
         made = nn.Sequential(*layers[:-1])
     draw(made, generator)
@@ -269,14 +283,11 @@ def _width(encoder: nn.Module, example: Tensor) -> int:
         return encoder(example).shape[-1]
 
 
-def _given(labels: Tensor | None) -> Tensor:
-    assert labels is not None  # `pretrain` checks
-    return labels
-
-
 def _vision_transformer(encoder: nn.Module, how: str) -> VisionTransformer:
     from ..models.vit import VisionTransformer
 
     if not isinstance(encoder, VisionTransformer):
-        raise UsageError(f"{how} pre-training hides patches, which takes a model of small_vit; got {type(encoder).__name__}.")
+        raise UsageError(
+            f"{how} pre-training hides patches, which takes a model of small_vit; got {type(encoder).__name__}."
+        )
     return encoder

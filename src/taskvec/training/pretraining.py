@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..errors import NonFinite, UnknownName, UsageError, nearest
 from ..models.functional import require_torch
+from ..tasks.task import Split, Task
 from ..weights import Checkpoint
 from .loop import TrainSpec, _Batches, _rate
 from .objectives import PRETRAININGS, Build
@@ -70,7 +71,9 @@ def pretrain(
         raise UnknownName(f"no pre-training {how!r}; there are {', '.join(PRETRAININGS)}.{nearest(how, PRETRAININGS)}")
     build = PRETRAININGS[how] if isinstance(how, str) else how
     if len(inputs) < spec.batch:
-        raise UsageError(f"pre-training has {len(inputs)} samples, fewer than a batch of {spec.batch}. Set TrainSpec(batch=...).")
+        raise UsageError(
+            f"pre-training has {len(inputs)} samples, fewer than a batch of {spec.batch}. Set TrainSpec(batch=...)."
+        )
     if labels is not None and (labels.shape != (len(inputs),) or labels.dtype != torch.int64 or int(labels.min()) < 0):
         raise UsageError(
             f"labels must be int64 from 0, of shape [{len(inputs)}] as the inputs; got {labels.dtype}, {list(labels.shape)}."
@@ -79,8 +82,6 @@ def pretrain(
     encoder = copy.deepcopy(model).eval().requires_grad_(True)
     classes = 0 if labels is None else int(labels.max()) + 1
     objective = build(encoder, inputs[:1], classes, generator)
-    if objective.labels and labels is None:
-        raise UsageError("supervised pre-training needs labels=..., one for each input.")
     if objective.views > 1 and augment is None:
         raise UsageError(
             "this pre-training compares views of one image and needs augment=..., for example taskvec.tasks.vision.jitter: without "
@@ -121,3 +122,49 @@ def pretrain(
             progress(step + 1, total)
     said = label or (how if isinstance(how, str) else "pre-trained")
     return Pretrained(Checkpoint.of(encoder.requires_grad_(False), label=said), tuple(losses))
+
+
+def divided(task: Task, *, share: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
+    """Two tasks with disjoint training samples, a part to pre-train on and the rest to fine-tune on; validation and test are
+    those of the task in both.
+
+    Args:
+        task: whose training samples are divided.
+        share: of the samples, to the first task.
+        seed: chooses the permutation; equal seeds and samples, equal parts.
+    Raises:
+        UsageError: a part would be empty.
+    """
+    torch = require_torch("Dividing a task")
+    n = len(task.train)
+    first = round(share * n) if 0 < share < 1 else 0
+    if not 0 < first < n:
+        raise UsageError(
+            f"task {task.name!r}: a share of {share} of {n} training samples leaves a part empty; take one between 0 and 1."
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    x, y = task.train.inputs, task.train.labels
+    a, b = (replace(task, train=Split(x[rows], y[rows])) for rows in (order[:first], order[first:]))
+    return a, b
+
+
+def jointly(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """The training samples of several tasks as one set: inputs, labels one task after another, and the names of all classes.
+
+    Raises:
+        UsageError: no tasks, or inputs of different shapes.
+    """
+    torch = require_torch("Joining tasks")
+    shapes = {tuple(t.train.inputs.shape[1:]) for t in tasks}
+    if len(shapes) != 1:
+        got = f"inputs of shapes {sorted(shapes)}" if tasks else "no tasks"
+        raise UsageError(
+            f"cannot pre-train jointly on {got}: it takes tasks prepared for one size and number of channels."
+        )
+    labels, begin = [], 0
+    for t in tasks:
+        t.check_labels(t.train)
+        labels.append(t.train.labels + begin)
+        begin += len(t.classes)
+    names = tuple(f"{t.name}: {c}" for t in tasks for c in t.classes)
+    return torch.cat([t.train.inputs for t in tasks]), torch.cat(labels), names
