@@ -104,16 +104,21 @@ def jitter(
     scale: float = 0.1,
     contrast: float = 0.2,
     noise: float = 0.05,
+    brightness: float = 0.0,
+    colour: float = 0.0,
+    border: Literal["zeros", "border"] = "zeros",
 ) -> torch.Tensor:
     """Random small rotations, shifts, scalings, contrast and noise; a `share` of the images in one of `domains`.
 
     Args:
-        images: ``[n, 1, h, w]``; not modified.
+        images: ``[n, channels, h, w]``; not modified.
         generator: the only source of randomness.
         domains: names of `DOMAINS`; each image of the share gets one of them.
         share: between 0 and 1.
         degrees, shift, scale, contrast: half-widths of uniform draws (shift and scale relative to the image).
         noise: standard deviation of the pixel noise.
+        brightness, colour: half-widths of what is added to all channels alike, and to each channel by itself.
+        border: what lies outside the image: zeros, or its border continued.
     """
     torch = require_torch("Augmentation")
     n = len(images)
@@ -127,8 +132,12 @@ def jitter(
         torch.stack([size * angle.sin(), size * angle.cos(), uniform(2 * shift)], dim=1),
     ]
     where = torch.nn.functional.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-    x = torch.nn.functional.grid_sample(images, where, align_corners=False)
+    x = torch.nn.functional.grid_sample(images, where, padding_mode=border, align_corners=False)
     x = x * (1 + uniform(contrast))[:, None, None, None] + noise * torch.randn(x.shape, generator=generator)
+    if brightness:
+        x = x + uniform(brightness)[:, None, None, None]
+    if colour:
+        x = x + colour * (2 * torch.rand(x.shape[:2], generator=generator) - 1)[:, :, None, None]
     if domains and share > 0:
         moved = torch.rand(n, generator=generator) < share
         which = torch.randint(len(domains), (n,), generator=generator)

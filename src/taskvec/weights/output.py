@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +50,7 @@ class Output:
         dtype: the format asked for, if one was.
         strict: refuse NaN and infinity also in tensors that are only copied.
         device: where it is computed.
+        beside: further files of a folder, name -> content; they stand in for the origin's of that name.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Output:
     dtype: str | None = None
     strict: bool = True
     device: Device = CPU
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def single(self) -> bool:

@@ -68,7 +68,7 @@ def write(
         else:
             if len(output.files) > 1:
                 _write_index(work.out, output.files, output.spec)
-            for name, content in side_files(output.node, dtype=output.dtype).items():
+            for name, content in {**side_files(output.node, dtype=output.dtype), **output.beside}.items():
                 (work.out / name).parent.mkdir(exist_ok=True)
                 (work.out / name).write_bytes(content)
             (work.out / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
@@ -83,7 +83,7 @@ def _plan(output: Output) -> str | None:
     layouts = [(file, [(n, str(s)) for n, s in held.items()]) for file, held in output.files.items()]
     said = [
         __version__, output.node.digest, layouts, sorted(output.metadata.items()), output.point, output.strict,
-        output.device.name, output.device.block,
+        output.device.name, output.device.block, sorted(output.beside.items()),
         [(size, changed) for source in inputs for _, size, changed in _stats(source.files)],
     ]  # fmt: skip
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,170 @@
+"""Pre-training of small image models from nothing: supervised, masked, self-distilled or contrastive."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ..errors import NonFinite, UnknownName, UsageError, nearest
+from ..models.functional import require_torch
+from ..tasks.task import Split, Task
+from ..weights import Checkpoint
+from .loop import TrainSpec, _Batches, _rate
+from .objectives import PRETRAININGS, Build
+
+if TYPE_CHECKING:
+    import torch
+
+    from .loop import Augment
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """What pre-training made.
+
+    Args:
+        checkpoint: the encoder's weights; heads, decoders and teachers are not kept.
+        losses: at each step, before the update.
+    """
+
+    checkpoint: Checkpoint
+    losses: tuple[float, ...]
+
+
+def pretrain(
+    model: torch.nn.Module,
+    inputs: torch.Tensor,
+    *,
+    how: str | Build = "supervised",
+    labels: torch.Tensor | None = None,
+    spec: TrainSpec | None = None,
+    augment: Augment | None = None,
+    label: str | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Pretrained:
+    """Pre-train an encoder from the weights that `model` has; `model` is not modified.
+
+    AdamW with warm-up and cosine decay; tensors of one dimension (biases, norms) do not decay. The same arguments give the same
+    bits on the same machine and library versions; global random state is neither read nor changed.
+
+    Args:
+        model: inputs -> features. "masked" needs one of `small_vit`.
+        inputs: ``[n, ...]``, float32, on the CPU.
+        how: ``"supervised"``, ``"masked"``, ``"self-distilled"`` or ``"contrastive"``; or a function of training/objectives.py
+            with other settings: ``functools.partial(masked, share=0.5)``.
+        labels: ``[n]``, int64 from 0; needed for supervised pre-training, not read otherwise.
+        spec: steps, rate, batch, seed.
+        augment: ``(inputs, generator) -> inputs``, applied to each batch. Self-distilled and contrastive pre-training need one.
+        label: name of the resulting checkpoint.
+        progress: called after each update with the number of updates so far and the loss before it.
+    Raises:
+        UnknownName: no such pre-training.
+        UsageError: labels or an augmentation are missing, counts differ, or there are fewer samples than a batch.
+        NonFinite: the loss became NaN or infinite.
+    """
+    torch = require_torch("Pre-training")
+    spec = spec or TrainSpec()
+    if isinstance(how, str) and how not in PRETRAININGS:
+        raise UnknownName(f"no pre-training {how!r}; there are {', '.join(PRETRAININGS)}.{nearest(how, PRETRAININGS)}")
+    build = PRETRAININGS[how] if isinstance(how, str) else how
+    if len(inputs) < spec.batch:
+        raise UsageError(
+            f"pre-training has {len(inputs)} samples, fewer than a batch of {spec.batch}. Set TrainSpec(batch=...)."
+        )
+    if labels is not None and (labels.shape != (len(inputs),) or labels.dtype != torch.int64 or int(labels.min()) < 0):
+        raise UsageError(
+            f"labels must be int64 from 0, of shape [{len(inputs)}] as the inputs; got {labels.dtype}, {list(labels.shape)}."
+        )
+    generator = torch.Generator().manual_seed(spec.seed)
+    encoder = copy.deepcopy(model).eval().requires_grad_(True)
+    classes = 0 if labels is None else int(labels.max()) + 1
+    objective = build(encoder, inputs[:1], classes, generator)
+    if objective.views > 1 and augment is None:
+        raise UsageError(
+            "this pre-training compares views of one image and needs augment=..., for example taskvec.tasks.vision.jitter: without "
+            "one all views are equal."
+        )
+    learned = [*encoder.parameters(), *objective.parts.parameters()]
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [t for t in learned if t.dim() > 1], "weight_decay": spec.weight_decay},
+            {"params": [t for t in learned if t.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=spec.lr,
+    )
+    batches = _Batches(len(inputs), spec.batch, generator, torch.empty(0, dtype=torch.long), 0)
+    losses: list[float] = []
+    for step in range(spec.steps):
+        optimiser.zero_grad()
+        total = 0.0
+        for _ in range(spec.accumulate):
+            rows = batches.draw()
+            x = inputs[rows]
+            views = [x if augment is None else augment(x, generator) for _ in range(objective.views)]
+            loss = objective.loss(views, None if labels is None else labels[rows], generator) / spec.accumulate
+            loss.backward()
+            total += float(loss.detach())
+        if not math.isfinite(total):
+            raise NonFinite(
+                f"pre-training failed at step {step + 1} of {spec.steps}: the loss is {total}. Lower the learning rate (now "
+                f"{spec.lr:g}), or check the inputs for NaN."
+            )
+        losses.append(total)
+        torch.nn.utils.clip_grad_norm_(learned, spec.clip)
+        for group in optimiser.param_groups:
+            group["lr"] = spec.lr * _rate(step, spec.steps, spec.warmup)
+        optimiser.step()
+        objective.after((step + 1) / spec.steps)
+        if progress:
+            progress(step + 1, total)
+    said = label or (how if isinstance(how, str) else "pre-trained")
+    return Pretrained(Checkpoint.of(encoder.requires_grad_(False), label=said), tuple(losses))
+
+
+def divided(task: Task, *, share: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
+    """Two tasks with disjoint training samples, a part to pre-train on and the rest to fine-tune on; validation and test are
+    those of the task in both.
+
+    Args:
+        task: whose training samples are divided.
+        share: of the samples, to the first task.
+        seed: chooses the permutation; equal seeds and samples, equal parts.
+    Raises:
+        UsageError: a part would be empty.
+    """
+    torch = require_torch("Dividing a task")
+    n = len(task.train)
+    first = round(share * n) if 0 < share < 1 else 0
+    if not 0 < first < n:
+        raise UsageError(
+            f"task {task.name!r}: a share of {share} of {n} training samples leaves a part empty; take one between 0 and 1."
+        )
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    x, y = task.train.inputs, task.train.labels
+    a, b = (replace(task, train=Split(x[rows], y[rows])) for rows in (order[:first], order[first:]))
+    return a, b
+
+
+def jointly(tasks: Sequence[Task]) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
+    """The training samples of several tasks as one set: inputs, labels one task after another, and the names of all classes.
+
+    Raises:
+        UsageError: no tasks, or inputs of different shapes.
+    """
+    torch = require_torch("Joining tasks")
+    shapes = {tuple(t.train.inputs.shape[1:]) for t in tasks}
+    if len(shapes) != 1:
+        got = f"inputs of shapes {sorted(shapes)}" if tasks else "no tasks"
+        raise UsageError(
+            f"cannot pre-train jointly on {got}: it takes tasks prepared for one size and number of channels."
+        )
+    labels, begin = [], 0
+    for t in tasks:
+        t.check_labels(t.train)
+        labels.append(t.train.labels + begin)
+        begin += len(t.classes)
+    names = tuple(f"{t.name}: {c}" for t in tasks for c in t.classes)
+    return torch.cat([t.train.inputs for t in tasks]), torch.cat(labels), names
