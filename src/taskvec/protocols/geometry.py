@@ -10,11 +10,14 @@ from ..errors import UsageError
 from ..models.forward import plain, value_and_tangent
 from ..models.functional import bind, device_of, tensors
 from ..results import GeometryResult, Provenance
+from ..tasks.lazy import batches
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector, compare
 
 if TYPE_CHECKING:
     import torch
+
+    from ..tasks.lazy import Inputs
 
 
 def geometry(
@@ -64,14 +67,14 @@ def geometry(
     )
 
 
-def _nonlinearity(model: torch.nn.Module, base: Checkpoint, vector: TaskVector, inputs: torch.Tensor) -> float:
+def _nonlinearity(model: torch.nn.Module, base: Checkpoint, vector: TaskVector, inputs: Inputs) -> float:
     import torch
 
     f, device = bind(model), device_of(model)
     start, delta = tensors(base, like=model, device=device), tensors(vector, device=device)
     rest = change = 0.0
     with torch.no_grad():
-        for x in inputs.split(256):
+        for x in batches(inputs, 256):
             value, along = value_and_tangent(f, start, delta, x.to(device))
             actual = plain(f, start, delta, x.to(device)) - value
             rest += float(((actual - along) ** 2).sum())
