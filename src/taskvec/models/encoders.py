@@ -50,7 +50,9 @@ def encoder(path: str | Path) -> Encoder:
     folder = Path(path)
     config = _json(folder / "config.json")
     if config is None:
-        raise InputError(f"{folder} has no config.json, which says what model it is. Give the folder of an image encoder.")
+        raise InputError(
+            f"{folder} has no config.json, which says what model it is. Give the folder of an image encoder."
+        )
     own, kind = config.get("taskvec"), config.get("model_type")
     if own is not None:  # models of ours say so themselves
         raise InputError(f"{folder} holds a model of kind {own!r}, which this version does not open.")
@@ -58,7 +60,9 @@ def encoder(path: str | Path) -> Encoder:
         module, base, text = hub.clip(folder)
         return Encoder(module, base, _prepare(folder) or CLIP, text)
     if kind not in (*FIRST, *POOLED):
-        raise InputError(f"{folder} is of model_type {kind!r}; image encoders are clip, {', '.join((*FIRST, *POOLED))}.")
+        raise InputError(
+            f"{folder} is of model_type {kind!r}; image encoders are clip, {', '.join((*FIRST, *POOLED))}."
+        )
     prepare = _prepare(folder)
     if prepare is None:
         raise InputError(
@@ -74,7 +78,9 @@ def _vision(folder: Path, kind: str) -> tuple[torch.nn.Module, Checkpoint]:
 
     own = [name for name, _ in inner.named_parameters(recurse=False)]
     if own:
-        raise UsageError(f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet.")
+        raise UsageError(
+            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
+        )
     if kind == "vit_mae":
         inner.config.mask_ratio = 0.0  # all patches are seen
 

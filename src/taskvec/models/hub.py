@@ -80,7 +80,9 @@ def loaded(
     if any(name not in base.names for name in table.names):
         old = _file_names(inner)
         if all(old.get(n) in base.names for n in table.names):
-            return inner, Checkpoint(graph.rename(base.node, {n: old[n] for n in table.names}, table.node), base.label, True)
+            return inner, Checkpoint(
+                graph.rename(base.node, {n: old[n] for n in table.names}, table.node), base.label, True
+            )
         base = base.shared(table)  # the file carries a prefix, or a head that an encoder has no use for
     absent = [name for name in table.names if name not in base.names]
     if absent:

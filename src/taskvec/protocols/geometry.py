@@ -10,14 +10,12 @@ from ..errors import UsageError
 from ..models.forward import plain, value_and_tangent
 from ..models.functional import bind, device_of, tensors
 from ..results import GeometryResult, Provenance
-from ..tasks.lazy import batches
+from ..tasks.lazy import Inputs, batches
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector, compare
 
 if TYPE_CHECKING:
     import torch
-
-    from ..tasks.lazy import Inputs
 
 
 def geometry(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,17 +25,25 @@ FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "t
 IDX = {"train": "train", "test": "t10k"}
 
 
+class Items(Protocol):
+    """What can be counted and indexed."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: Any, /) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Images:
     """One part of a set, its images not yet decoded.
 
     Args:
-        pixels: uint8 ``[n, h, w]`` or ``[n, h, w, 3]``, paths of files, encoded files as bytes, or any sequence of such items.
+        pixels: uint8 ``[n, h, w]`` or ``[n, h, w, 3]``, or a sequence of files' paths, of encoded files as bytes, or of Pillow images.
         labels: int64 ``[n]``, from 0.
         classes: names of the labels; empty where the source has none.
     """
 
-    pixels: Sequence[Any] | np.ndarray
+    pixels: Items
     labels: np.ndarray
     classes: tuple[str, ...] = ()
 
@@ -160,7 +170,9 @@ def _letters(name: str) -> str:
 
 def _npz(files: Sequence[Path]) -> dict[str, Images]:
     if len(files) > 1:
-        raise InputError(f"{files[0].parent} holds {len(files)} .npz files ({some(f.name for f in files)}); expected one.")
+        raise InputError(
+            f"{files[0].parent} holds {len(files)} .npz files ({some(f.name for f in files)}); expected one."
+        )
     try:
         with np.load(files[0], allow_pickle=False) as held:
             table = {n: held[n] for n in held.files}
@@ -221,11 +233,8 @@ def _idx_array(path: Path) -> np.ndarray:
 
 def _parquet(folder: Path, files: Sequence[Path]) -> dict[str, Images]:
     """Files whose names, or whose folders' names, say train, validation or test; the compressed images are held in memory."""
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise missing_extra("pyarrow", "data", "reading .parquet files") from None
-    import pyarrow as pa
+    pq = _library("pyarrow.parquet", "reading .parquet files")
+    pa = _library("pyarrow", "reading .parquet files")
 
     parts: dict[str, list[Path]] = {}
     for f in files:
@@ -249,7 +258,9 @@ def _parquet(folder: Path, files: Sequence[Path]) -> dict[str, Images]:
         if about:
             names = json.loads(about).get("info", {}).get("features", {}).get(label, {}).get("names") or []
         items = table.column(image).combine_chunks()
-        out[part] = Images(_Arrow(items), _whole(table.column(label).to_pylist(), paths[0]), tuple(names))
+        out[part] = Images(
+            _Items(partial(_arrow, items), len(items)), _whole(table.column(label).to_pylist(), paths[0]), tuple(names)
+        )
     return out
 
 
@@ -260,6 +271,13 @@ def _whole(labels: Sequence[Any], where: Path) -> np.ndarray:
     return found.astype(np.int64)
 
 
+def _library(name: str, purpose: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise missing_extra(name.partition(".")[0], "data", purpose) from None
+
+
 def _column(columns: Sequence[str], wanted: Sequence[str], where: Path) -> str:
     found = next((c for c in wanted if c in columns), None)
     if found is None:
@@ -267,31 +285,26 @@ def _column(columns: Sequence[str], wanted: Sequence[str], where: Path) -> str:
     return found
 
 
-@dataclass(frozen=True, eq=False)
-class _Arrow:
-    """A column of arrow as a sequence."""
+def _arrow(column: Any, i: int) -> Any:
+    return column[i].as_py()
 
-    column: Any
 
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.column[int(i)].as_py()
+def _row(rows: Any, column: str, i: int) -> Any:
+    return rows[i][column]
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """A column of a data set of the hub's library as a sequence."""
+class _Items:
+    """A column of some table as a sequence."""
 
-    rows: Any
-    column: str
+    get: Callable[[int], Any]
+    count: int
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.count
 
     def __getitem__(self, i: Any) -> Any:
-        return self.rows[int(i)][self.column]
+        return self.get(int(i))
 
 
 def download_images(hub: Hub) -> dict[str, Images]:
@@ -301,10 +314,7 @@ def download_images(hub: Hub) -> dict[str, Images]:
         MissingExtra: the library is not installed.
         InputError: there is no such set, part or column, or no way to it.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise missing_extra("datasets", "data", f"downloading {hub.id}") from None
+    datasets = _library("datasets", f"downloading {hub.id}")
     out = {}
     for part, split in (("train", hub.train), ("validation", hub.validation), ("test", hub.test)):
         if split is None:
@@ -317,5 +327,7 @@ def download_images(hub: Hub) -> dict[str, Images]:
         label = _column(rows.column_names, (hub.label, "label"), Path(hub.id))
         rows = rows.cast_column(image, datasets.Image(decode=False))
         names = tuple(getattr(rows.features[label], "names", None) or ())
-        out[part] = Images(_Rows(rows, image), _whole(list(rows[label]), Path(hub.id)), names)
+        out[part] = Images(
+            _Items(partial(_row, rows, image), len(rows)), _whole(list(rows[label]), Path(hub.id)), names
+        )
     return out

@@ -85,9 +85,7 @@ def folder_task(
     """
     path = Path(path)
     parts = read_images(path)
-    return _task(
-        name or path.resolve().name, parts, (), prepare, limit, test_limit, seed, head, skip_corrupt, memory
-    )
+    return _task(name or path.resolve().name, parts, (), prepare, limit, test_limit, seed, head, skip_corrupt, memory)
 
 
 def _place(row: ImageSet, root: Path) -> Path:
@@ -104,7 +102,11 @@ def _files(root: Path) -> bool:
 
 
 def _how_to_get(row: ImageSet) -> str:
-    hub = f"or let the datasets library fetch {row.hub.id} from the Hugging Face hub with download=True" if row.hub else ""
+    hub = (
+        f"or let the datasets library fetch {row.hub.id} from the Hugging Face hub with download=True"
+        if row.hub
+        else ""
+    )
     if not hub:
         hub = "it is not on the hub under an id that we know, so download=True cannot fetch it"
     return (
@@ -131,7 +133,9 @@ def _task(
             rows = _even(part.rows, part.labels) if which == "training" else _shuffled(part.rows, seed)
             chosen[which] = _Part(part.images, rows[:most])
             notes.append(f"{which}: {most:,} of {len(part.rows):,} samples (seed {seed})")
-    bytes_needed = sum(len(p.rows) * (1 if p.images.grey else prepare.channels) * prepare.size**2 for p in chosen.values())
+    bytes_needed = sum(
+        len(p.rows) * (1 if p.images.grey else prepare.channels) * prepare.size**2 for p in chosen.values()
+    )
     held, splits, bad = bytes_needed <= memory, {}, []
     for which, part in chosen.items():
         inputs, failed = _inputs(part, prepare, held=held, look=held or skip)
@@ -256,14 +260,18 @@ def _inputs(part: _Part, prepare: Preprocess, *, held: bool, look: bool) -> tupl
         for which, found in _decoded(part.images, rows.numpy(), prepare):
             bad = [f"{part.images.said(i)}: {x}" for i, x in zip(which, found, strict=True) if isinstance(x, str)]
             if bad:
-                raise InputError(f"{len(bad)} images cannot be decoded: {some(bad)}. Use skip_corrupt=True to leave them out.")
+                raise InputError(
+                    f"{len(bad)} images cannot be decoded: {some(bad)}. Use skip_corrupt=True to leave them out."
+                )
             made += found
         return prepare.normalised(_tensor(np.stack(made))) if made else torch.empty(0, *item)
 
     return LazyInputs(make, _tensor(part.rows[~np.isin(part.rows, list(failed))]), item), failed
 
 
-def _decoded(images: Images, rows: np.ndarray, prepare: Preprocess) -> Iterator[tuple[np.ndarray, list[np.ndarray | str]]]:
+def _decoded(
+    images: Images, rows: np.ndarray, prepare: Preprocess
+) -> Iterator[tuple[np.ndarray, list[np.ndarray | str]]]:
     """Chunks of rows with the pixels of each, or why there are none. Files are read by a few threads."""
 
     def one(i: int) -> np.ndarray | str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-    Inputs = torch.Tensor | "LazyInputs"
+Inputs: TypeAlias = "torch.Tensor | LazyInputs"
 
 
 @dataclass(frozen=True, eq=False)

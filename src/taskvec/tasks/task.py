@@ -12,12 +12,10 @@ import numpy as np
 from ..errors import InputError, KeyMismatch, UsageError
 from ..models.functional import require_torch, tensors
 from ..weights import Checkpoint
-from .lazy import LazyInputs, chained
+from .lazy import Inputs, LazyInputs, chained
 
 if TYPE_CHECKING:
     import torch
-
-    from .lazy import Inputs
 
 
 @dataclass(frozen=True, eq=False)
