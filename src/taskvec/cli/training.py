@@ -15,6 +15,7 @@ import click
 from ..errors import UsageError, nearest, plain
 from ..files import replace_text
 from .commands import _json, _overwrite, cli
+from .images import image_data
 from .terminal import note, print_json
 
 REGIMES = {
@@ -23,7 +24,7 @@ REGIMES = {
 }  # fmt: skip
 
 
-@cli.command(short_help="Fine-tune a text encoder; write its task vector.")
+@cli.command(short_help="Fine-tune a text or image encoder; write its task vector.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
@@ -32,12 +33,19 @@ REGIMES = {
 @click.option("--lines", is_flag=True, help="DATA has no header: a sentence, a tab and a label on each line.")
 @click.option("--regime", default="standard", show_default=True, help=f"One of {', '.join(REGIMES)}.")
 @click.option("--only", help="Train only parameters whose names match this pattern, for example '*layer.1[01].*'.")
-@click.option("--head", type=click.Path(path_type=Path), help="A head to keep frozen; else one is probed on the base.")
+@click.option(
+    "--head",
+    type=click.Path(path_type=Path),
+    help="A head to keep frozen, or 'probe'; else zero-shot for CLIP, probed on the base for others.",
+)
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--lr", type=float, default=1e-4, show_default=True, help="Learning rate after the warm-up.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches per update.")
 @click.option("--max-tokens", type=click.IntRange(3), default=64, show_default=True)
+@click.option("--set", "known", help="DATA is the folder of this known image set: mnist, gtsrb, ... (docs/images.md).")
+@click.option("--limit", type=click.IntRange(1), help="Most training images.")
+@click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Chooses the split, the batches and the coordinates."
 )
@@ -50,30 +58,33 @@ REGIMES = {
 @_json
 def fit(
     base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None,
-    steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, seed: int, device: str | None, state: Path | None,
+    steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, known: str | None, limit: int | None,
+    skip_corrupt: bool, seed: int, device: str | None, state: Path | None,
     log: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Fine-tune the encoder in the folder BASE on the labelled sentences of DATA and write its task vector.
+    """Fine-tune the encoder in the folder BASE on the labelled sentences or images of DATA and write its task vector.
 
-    Of the sentences 60 % train, 20 % validate; 20 % are a test part that is not read. The head lies beside the vector, as
-    NAME.head.safetensors.
+    Of the sentences 60 % train, 20 % validate; 20 % are a test part that is not read. A folder DATA holds images:
+    train/CLASS/*.png, perhaps val/ and test/. The head lies beside the vector, as NAME.head.safetensors.
 
     \b
     taskvec fit minilm/ reviews.csv --regime tangent -o reviews.safetensors
     taskvec fit minilm/ other.csv --head reviews.head.safetensors -o other.safetensors
+    taskvec fit clip-b32/ data/gtsrb/ --set gtsrb -o gtsrb.safetensors
     """
     # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if regime not in REGIMES:
         raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
-    beside = out.with_suffix(".head.safetensors")
+    beside, named = out.with_suffix(".head.safetensors"), head is None
+    head = None if str(head) == "probe" else head
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write {plain(out)}: a vector is one file whose name ends in .safetensors.")
     for path in (out, *((beside,) if head is None else ())):
         if path.exists() and not overwrite:
             raise UsageError(f"{plain(path)} exists. Use --overwrite to replace it, or name another.")
     from .. import training
-    from ..models.hub import tokenizer, transformer
+    from ..models.hub import filed, tokenizer, transformer
     from ..search import curves
     from ..tasks import Head
     from ..tasks.text import read_sentences, sentences_task
@@ -81,18 +92,24 @@ def fit(
 
     check_device(device)
     how = _regime(regime, only)
-    sentences = read_sentences(data, layout="text-label" if lines else "csv", text=text, label=label)
-    if sentences.empty or sentences.repeated:
-        note(f"{plain(data)}: {sentences.empty} empty and {sentences.repeated} repeated sentences are left out.")
-    model, start = transformer(base)
+    if data.is_dir():
+        (model, start, *_), task = image_data(
+            base, data, known=known, limit=limit, seed=seed, skip_corrupt=skip_corrupt, named=named
+        )
+    else:
+        sentences = read_sentences(data, layout="text-label" if lines else "csv", text=text, label=label)
+        if sentences.empty or sentences.repeated:
+            note(f"{plain(data)}: {sentences.empty} empty and {sentences.repeated} repeated sentences are left out.")
+        model, start = transformer(base)
+        task = sentences_task(sentences, tokenise=tokenizer(base, max_tokens=max_tokens), seed=seed)
     if device:
         model = model.to(device)
-    task = sentences_task(sentences, tokenise=tokenizer(base, max_tokens=max_tokens), seed=seed)
-    if head is None:
-        note(f"probing a head of {len(task.classes)} classes on the base ({len(task.train)} sentences)")
-        task = task.with_head(training.probe(model, start, task))
-    else:
+    if head is not None:
         task = task.with_head(Head.read(head))
+    elif task.head is None:
+        what = "images" if data.is_dir() else "sentences"
+        note(f"probing a head of {len(task.classes)} classes on the base ({len(task.train)} {what})")
+        task = task.with_head(training.probe(model, start, task))
     note(how.said(model))
     spec = training.TrainSpec(steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed)
     with _steps(steps) as step:
@@ -102,7 +119,8 @@ def fit(
         replace_text(log, "\n".join(["step,loss", *rows]) + "\n", what="the log")
     parts = {task.name: (task.validation, task.needs_head())}
     before, after = curves(model, start, made.vector, parts, coefficients=(0.0, 1.0), forward=made.forward)[task.name]
-    made.vector.save(out, overwrite=overwrite)
+    # Under the names of the base's file, which may be older than the model's.
+    (filed(made.vector, start) if data.is_dir() else made.vector).save(out, overwrite=overwrite)
     if head is None:
         made.head.save(beside, overwrite=overwrite)
     facts = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, KeyMismatch, MissingExtra, UsageError, missing_extra, some
-from ..weights import Checkpoint
+from ..weights import Checkpoint, TaskVector, graph
 
 if TYPE_CHECKING:
     import torch
@@ -43,22 +43,46 @@ def transformer(
         InputError: the folder does not exist or is not a transformers model.
         KeyMismatch: the file lacks parameters that the model has, so that they would be random.
     """
-    AutoModel = _transformers("loading a transformer").AutoModel
+    inner, base = loaded(path, "loading a transformer", download=download, revision=revision, label=label)
+    pad = inner.config.pad_token_id
+    return _pooled(inner, pad=0 if pad is None else pad, pool=pool, normalise=normalise), base
+
+
+def loaded(
+    path: str | Path, purpose: str, *, download: bool = False, revision: str | None = None, label: str | None = None,
+    pooling: bool | None = None,
+) -> tuple[Any, Checkpoint]:  # fmt: skip
+    """The model that AutoModel makes of a folder, in evaluation mode, and its weights under the model's names.
+
+    Args: as in `transformer`; with `pooling` False the model is made without a pooling layer, which files often lack.
+    Returns:
+        the model and the base. Where the file has other names than the model (a prefix, or those of an older version of
+        transformers), `filed` and `opened` take vectors from one to the other.
+    """
+    AutoModel = _transformers(purpose).AutoModel
     folder = _folder(path, download=download, revision=revision)
     import torch
 
     base = Checkpoint.read(folder, label=label or folder.name)
+    options = {} if pooling is None else {"add_pooling_layer": pooling}
     with _quiet():
         try:
             with torch.random.fork_rng(
                 devices=[]
             ):  # heads that the file lacks are drawn at random, then found out below
-                inner = AutoModel.from_pretrained(str(folder), dtype=torch.float32, local_files_only=True)
+                inner: Any = AutoModel.from_pretrained(
+                    str(folder), dtype=torch.float32, local_files_only=True, **options
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise InputError(f"{folder} does not load as a transformers model: {error}") from error
     inner.eval()
     table = Checkpoint.of(inner, label="the module", copy=False)
     if any(name not in base.names for name in table.names):
+        old = _file_names(inner)
+        if all(old.get(n) in base.names for n in table.names):
+            return inner, Checkpoint(
+                graph.rename(base.node, {n: old[n] for n in table.names}, table.node), base.label, True
+            )
         base = base.shared(table)  # the file carries a prefix, or a head that an encoder has no use for
     absent = [name for name in table.names if name not in base.names]
     if absent:
@@ -66,8 +90,45 @@ def transformer(
             f"{folder} lacks {len(absent)} parameters of {type(inner).__name__} ({some(absent)}); they would be random. "
             "Name a checkpoint of the whole encoder."
         )
-    pad = inner.config.pad_token_id
-    return _pooled(inner, pad=0 if pad is None else pad, pool=pool, normalise=normalise), base
+    return inner, base
+
+
+def _file_names(inner: Any) -> dict[str, str]:
+    """The model's names -> those of the file it was read from, where they only differ in name; else nothing."""
+    import torch
+
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        names = list(inner.state_dict())
+        marks = {n: torch.tensor(i) for i, n in enumerate(names)}
+        return {names[int(mark)]: filed for filed, mark in revert_weight_conversion(inner, marks).items()}
+    except Exception:  # another version of transformers, or tensors that are cut and joined, which marks cannot be
+        return {}
+
+
+def filed(vector: TaskVector, base: Checkpoint) -> TaskVector:
+    """The vector, taken from a `loaded` base, under the names of the base's file: it then applies to that file."""
+    if base.node.op is not graph.RENAME:
+        return vector
+    old = base.node.params["old"]
+    named = graph.rename(vector.node, {old[n]: n for n in vector.names}, base.node.inputs[0])
+    return TaskVector(named, vector.base, vector.label, True)
+
+
+def opened(vector: TaskVector, base: Checkpoint) -> TaskVector:
+    """The vector, under the names of the base's file, under those that the `loaded` base has: the inverse of `filed`.
+
+    Raises:
+        KeyMismatch: it has tensors that the base has not.
+    """
+    if base.node.op is not graph.RENAME:
+        return vector
+    old = {n: m for n, m in base.node.params["old"].items() if m in vector.spec}
+    left = set(vector.names) - set(old.values())
+    if left:
+        raise KeyMismatch(f"{vector.label} has {len(left)} tensors that {base.label} has not: {some(sorted(left))}.")
+    return TaskVector(graph.rename(vector.node, old, base.node), vector.base, vector.label, True)
 
 
 def clip(

@@ -12,6 +12,7 @@ from ..models.forward import Forward
 from ..models.functional import bind, device_of, tensors
 from ..results import DisentanglementResult, Pair, Provenance
 from ..search import affine_features, grid
+from ..tasks.lazy import batches
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
 from .rows import checked_grid, checked_tasks, chosen_forward
@@ -147,7 +148,7 @@ def _joint(
                 torch.add(row[name], step, alpha=coefficients[j], out=point[name])
             for k, task in enumerate(tasks):
                 with torch.inference_mode():
-                    out = torch.cat([f(point, x.to(device)) for x in task.validation.inputs.split(256)])
+                    out = torch.cat([f(point, x.to(device)) for x in batches(task.validation.inputs, 256)])
                 yield i, j, k, out
 
 

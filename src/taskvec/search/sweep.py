@@ -10,6 +10,7 @@ from ..errors import NonFinite, UsageError
 from ..models.forward import Forward, plain
 from ..models.functional import Bound, bind, device_of, tensors
 from ..results import Score
+from ..tasks.lazy import batches
 from ..tasks.metrics import accuracy
 from ..tasks.task import Head, Split
 from ..weights import Checkpoint, TaskVector
@@ -138,7 +139,7 @@ def affine_features(
     origin, steps = torch.empty(0), []
     for vector in vectors:
         delta = tensors(vector, device=device)
-        parts = [forward.split(f, start, delta, x.to(device)) for x in split.inputs.split(batch)]
+        parts = [forward.split(f, start, delta, x.to(device)) for x in batches(split.inputs, batch)]
         origin = torch.cat([value for value, _ in parts])
         steps.append(torch.cat([along for _, along in parts]))
     if not all(x.isfinite().all() for x in (origin, *steps)):

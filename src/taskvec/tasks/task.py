@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import InputError, KeyMismatch, UsageError
 from ..models.functional import require_torch, tensors
 from ..weights import Checkpoint
+from .lazy import Inputs, LazyInputs, chained
 
 if TYPE_CHECKING:
     import torch
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
 class Split:
     """Inputs ``[n, ...]`` (floats as float32, token ids as int64) and labels ``[n]``, int64 from 0, on the CPU.
 
+    Inputs may also be `LazyInputs`, which are made when they are used.
+
     Raises:
         InputError: no samples, counts that differ, inputs with NaN or infinity, or labels that are not whole numbers.
     """
 
-    inputs: torch.Tensor
+    inputs: Inputs
     labels: torch.Tensor
 
     def __post_init__(self) -> None:
         for name in ("inputs", "labels"):
-            if not hasattr(getattr(self, name), "is_floating_point"):
+            lazy = name == "inputs" and isinstance(self.inputs, LazyInputs)
+            if not lazy and not hasattr(getattr(self, name), "is_floating_point"):
                 kind = type(getattr(self, name)).__name__
                 raise InputError(f"a split takes torch tensors, got {name} of type {kind}. Use torch.as_tensor(...).")
         n, m = len(self.inputs), len(self.labels)
@@ -44,7 +48,7 @@ class Split:
                 + (f", the least {int(self.labels.min())}." if self.labels.dim() == 1 else ".")
                 + " Use labels.long(), and argmax(1) for one-hot labels."
             )
-        if self.inputs.is_floating_point():
+        if not isinstance(self.inputs, LazyInputs) and self.inputs.is_floating_point():
             bad = (~self.inputs.isfinite()).flatten(1).any(1) if self.inputs.dim() > 1 else ~self.inputs.isfinite()
             if bad.any():
                 raise InputError(
@@ -124,6 +128,7 @@ class Task:
         train, validation, test: disjoint samples.
         head: the linear head, frozen unless the regime trains it; None until one is made (`fit` with PROBE or PRETRAIN).
         classes: names of the head's rows.
+        notes: what a reader of scores should know of the data: parts limited, samples left out.
     """
 
     name: str
@@ -132,6 +137,7 @@ class Task:
     test: Split
     head: Head | None
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.head is not None and len(self.classes) != len(self.head.weight):
@@ -183,7 +189,8 @@ def joined(name: str, tasks: Sequence[Task]) -> Task:
         )
 
     def together(splits: Sequence[Split]) -> Split:
-        return Split(torch.cat([s.inputs for s in splits]), torch.cat([s.labels for s in splits]))
+        return Split(chained([s.inputs for s in splits]), torch.cat([s.labels for s in splits]))
 
     parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
-    return Task(name, *map(together, parts), head=tasks[0].head, classes=tasks[0].classes)
+    notes = tuple(f"{t.name}: {n}" for t in tasks for n in t.notes)
+    return Task(name, *map(together, parts), head=tasks[0].head, classes=tasks[0].classes, notes=notes)

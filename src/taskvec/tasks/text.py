@@ -161,7 +161,7 @@ def split_indices(n: int, *, parts: tuple[float, float, float] = PARTS, seed: in
         raise UsageError(f"parts must be three positive shares that sum to 1, got {parts}.")
     a, b = round(n * parts[0]), round(n * (parts[0] + parts[1]))
     if not 0 < a < b < n:
-        raise InputError(f"{n} sentences are too few for splits of {parts}.")
+        raise InputError(f"{n} samples are too few for splits of {parts}.")
     order = np.random.default_rng(seed).permutation(n).tolist()
     return order[:a], order[a:b], order[b:]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..models.functional import bind, device_of, require_torch, tensors
+from ..tasks.lazy import batches
 from ..tasks.task import Head, Split, Task
 from ..weights import Checkpoint
 from .loop import TrainSpec, fit
@@ -34,7 +35,7 @@ def probe(model: torch.nn.Module, base: Checkpoint, task: Task, *, spec: TrainSp
     f, device = bind(model), device_of(model)
     weights = tensors(base, like=model, device=device)
     with torch.no_grad():
-        features = torch.cat([f(weights, x.to(device)).cpu() for x in task.train.inputs.split(256)])
+        features = torch.cat([f(weights, x.to(device)).cpu() for x in batches(task.train.inputs, 256)])
     return probe_features(Split(features, task.train.labels), task.classes, spec=spec)
 
 

@@ -1,0 +1,164 @@
+"""Image encoders from a folder: its config.json says how to open it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import InputError, UsageError, some
+from ..weights import Checkpoint
+from . import hub
+from .preprocess import CLIP, INTERPOLATIONS, Preprocess
+
+if TYPE_CHECKING:
+    import torch
+
+# The state of the first token is the feature; their pooling layers, where they have one, are not part of what was pre-trained.
+FIRST = ("vit", "deit", "vit_mae", "dinov2", "dinov2_with_registers")
+# The model's own pooling: a mean over positions, and a norm.
+POOLED = ("convnext", "convnextv2", "beit", "swin", "resnet")
+# Pillow's numbers, which preprocessor files carry.
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+class Encoder(NamedTuple):
+    """An image encoder.
+
+    Args:
+        module: images ``[n, channels, size, size]`` -> features ``[n, d]``.
+        base: its weights.
+        prepare: how images become its inputs.
+        text: texts -> embeddings ``[n, d]``, for zero-shot heads; None for models without a text encoder.
+    """
+
+    module: torch.nn.Module
+    base: Checkpoint
+    prepare: Preprocess
+    text: Callable[[Sequence[str]], torch.Tensor] | None
+
+
+def encoder(path: str | Path) -> Encoder:
+    """The image encoder in a folder: a CLIP model, or a vision model of transformers (`FIRST`, `POOLED`).
+
+    Raises:
+        InputError: no such folder, no config.json, or a model of another kind.
+        KeyMismatch: the file lacks parameters of the encoder.
+        MissingExtra: transformers is not installed.
+    """
+    folder = Path(path)
+    config = _json(folder / "config.json")
+    if config is None:
+        raise InputError(
+            f"{folder} has no config.json, which says what model it is. Give the folder of an image encoder."
+        )
+    own, kind = config.get("taskvec"), config.get("model_type")
+    if own is not None:  # models of ours say so themselves
+        raise InputError(f"{folder} holds a model of kind {own!r}, which this version does not open.")
+    if kind == "clip":
+        module, base, text = hub.clip(folder)
+        return Encoder(module, base, _prepare(folder) or CLIP, text)
+    if kind not in (*FIRST, *POOLED):
+        raise InputError(
+            f"{folder} is of model_type {kind!r}; image encoders are clip, {', '.join((*FIRST, *POOLED))}."
+        )
+    prepare = _prepare(folder)
+    if prepare is None:
+        raise InputError(
+            f"{folder} has no preprocessor_config.json, which says how images become its inputs. Take it from where the model "
+            "was published."
+        )
+    return Encoder(*_vision(folder, kind), prepare, None)
+
+
+def _vision(folder: Path, kind: str) -> tuple[torch.nn.Module, Checkpoint]:
+    inner, base = hub.loaded(folder, "loading a vision model", pooling=False if kind in ("vit", "deit") else None)
+    import torch
+
+    own = [name for name, _ in inner.named_parameters(recurse=False)]
+    if own:
+        raise UsageError(
+            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
+        )
+    if kind == "vit_mae":
+        inner.config.mask_ratio = 0.0  # all patches are seen
+
+    class ImageEncoder(torch.nn.Module):
+        """Pixels [n, 3, size, size] -> features [n, d]."""
+
+        _inner: Any
+
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in inner.named_children():
+                self.add_module(name, child)
+            # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
+            object.__setattr__(self, "_inner", inner)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            more = {}
+            if kind == "vit_mae":  # shuffles patches by this noise, which it would draw from the global generator
+                patches = (inner.config.image_size // inner.config.patch_size) ** 2
+                more["noise"] = torch.arange(patches, device=pixels.device).expand(len(pixels), -1).float()
+            out = self._inner(pixel_values=pixels, **more)
+            return out.last_hidden_state[:, 0] if kind in FIRST else out.pooler_output.flatten(1)
+
+    return ImageEncoder().eval(), base
+
+
+def _prepare(folder: Path) -> Preprocess | None:
+    """What preprocessor_config.json says, or processor_config.json of newer folders; None without either."""
+    where = folder / "preprocessor_config.json"
+    said = _json(where)
+    if said is None:
+        where = folder / "processor_config.json"
+        said = (_json(where) or {}).get("image_processor")
+    if said is None:
+        return None
+    try:
+        return _read_prepare(said)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where} cannot be followed: {error}") from error
+
+
+def _read_prepare(said: Mapping[str, Any]) -> Preprocess:
+    size = said["size"]
+    asked = {"shortest_edge": size} if isinstance(size, int) else dict(size)
+    crop = said.get("crop_size") if said.get("do_center_crop") else None
+    crop = crop["height"] if isinstance(crop, Mapping) else crop
+    squash = "shortest_edge" not in asked
+    edge = asked["height"] if squash else asked["shortest_edge"]
+    if squash and (asked["height"] != asked["width"]):
+        raise ValueError(f"images of {asked['height']} x {asked['width']} pixels; only square ones are supported")
+    if isinstance(size, int) and crop is None:
+        squash = True  # the old way of writing height and width
+    if "crop_pct" in said and said["crop_pct"] and not squash:  # ConvNeXt: the crop is `size`, the edge follows
+        crop, edge = edge, int(edge / said["crop_pct"]) if edge < 384 else edge
+        squash = edge == crop
+    if said.get("do_rescale", True) and abs(255 * said.get("rescale_factor", 1 / 255) - 1) > 1e-6:
+        raise ValueError(f"rescale_factor is {said['rescale_factor']}; only 1/255 is supported")
+    plain = not said.get("do_normalize", True)
+    resample = RESAMPLE.get(said.get("resample", 2), "")
+    if resample not in INTERPOLATIONS:
+        raise ValueError(f"resample is {said.get('resample')!r}; expected one of {sorted(RESAMPLE)}")
+    return Preprocess(
+        crop or edge,
+        mean=(0.0,) if plain else tuple(said["image_mean"]),
+        std=(1.0,) if plain else tuple(said["image_std"]),
+        interpolation=resample,
+        shorter=None if squash else edge,
+        squash=squash,
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}; expected an object.")
+    return found
