@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from taskvec.errors import KeyMismatch, StorageError, UnknownName, UsageError
-from taskvec.tasks import Head, Split, Task, read_heads, save_heads, with_heads
+from taskvec.models import bind, tensors
+from taskvec.tasks import Head, Split, Task, accuracy, read_heads, save_heads, side_by_side, with_heads
+from taskvec.training import TrainSpec, fit
 from taskvec.weights import Checkpoint
 
 
@@ -55,3 +57,47 @@ def test_what_is_no_file_of_heads_is_refused(tasks, tmp_path):
     odd = Checkpoint.of({"heads": torch.tensor([123, 125, 125], dtype=torch.uint8)}).save(tmp_path / "odd.safetensors")
     with pytest.raises(KeyMismatch, match="does not hold heads"):
         read_heads(odd)
+
+
+class TestSideBySide:
+    def test_a_sample_competes_within_its_own_task(self):
+        cars, pets = task("cars", ("audi", "bmw"), 0), task("pets", ("cat", "dog", "fish"), 2)
+        both = side_by_side("both", [cars, pets])
+        assert both.classes == ("cars: audi", "cars: bmw", "pets: cat", "pets: dog", "pets: fish")
+        assert both.train.labels.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+        features = torch.randn(8, 5, generator=torch.Generator().manual_seed(3))
+        logits = both.needs_head()(features)
+        loss = torch.nn.functional.cross_entropy
+        whole = loss(both.needs_head().within(logits, both.train.labels), both.train.labels, reduction="sum")
+        apart = [
+            loss(t.needs_head()(z), t.train.labels, reduction="sum")
+            for t, z in zip((cars, pets), features.split(4), strict=True)
+        ]
+        torch.testing.assert_close(whole, sum(apart))
+        lone = cars.needs_head()
+        assert lone.within(logits, both.train.labels) is logits
+
+    def test_one_model_learns_both(self):
+        """Joint training of a linear model lowers both losses; its accuracy is the mean of the tasks'."""
+        g = torch.Generator().manual_seed(0)
+
+        def learnable(name, classes, seed):
+            x = torch.randn(40, 3, generator=g)
+            y = torch.randint(len(classes), (40,), generator=g)
+            x[torch.arange(40), y % 3] += 4
+            head = Head.random(len(classes), 5, generator=torch.Generator().manual_seed(seed))
+            return Task(name, *[Split(x, y)] * 3, head, classes)
+
+        tasks = [learnable("cars", ("audi", "bmw"), 0), learnable("pets", ("cat", "dog", "fish"), 1)]
+        model = torch.nn.Linear(3, 5)
+        base = Checkpoint.of(model, label="base")
+        both = side_by_side("both", tasks)
+        made = fit(model, base, both, spec=TrainSpec(steps=150, lr=0.05, batch=16))
+        f, point = bind(model), tensors(made.checkpoint)
+        scores = [accuracy(f, point, t.test, t.needs_head()).value for t in tasks]
+        assert min(scores) > 0.85
+        assert accuracy(f, point, both.test, both.needs_head()).value == pytest.approx(sum(scores) / 2)
+
+    def test_heads_that_differ_in_kind_are_refused(self):
+        with pytest.raises(UsageError, match="all normalise"):
+            side_by_side("both", [task("cars", ("audi", "bmw"), 0), task("pets", ("cat", "dog", "fish"), 1)])

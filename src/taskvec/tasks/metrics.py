@@ -42,5 +42,6 @@ def accuracy(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: H
                     "cannot measure accuracy: the model's outputs are not finite. "
                     "The edit is too large, or the weights are damaged; try smaller coefficients."
                 )
-            hits += int((logits.argmax(dim=1) == labels[i : i + batch].to(device)).sum())
+            wanted = labels[i : i + batch].to(device)
+            hits += int((head.within(logits, wanted).argmax(dim=1) == wanted).sum())
     return Score.share(hits, len(labels))

@@ -68,11 +68,14 @@ class Head:
         weight: ``[classes, width]``.
         bias: ``[classes]``.
         normalise: scale features to length 1 first, as CLIP's zero-shot heads do.
+        vocabularies: how many classes belong to each of several tasks whose heads stand side by side; a sample then competes
+            only within the classes of its own task. Empty for one task.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     normalise: bool = False
+    vocabularies: tuple[int, ...] = ()
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """Logits ``[n, classes]`` of features ``[n, width]``.
@@ -89,6 +92,15 @@ class Head:
             features = features / features.norm(dim=1, keepdim=True).clamp(min=1e-12)
         return features @ self.weight.T + self.bias
 
+    def within(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The logits, those of classes of other tasks than the label's at minus infinity."""
+        if not self.vocabularies:
+            return logits
+        torch = require_torch("A head")
+        sizes = torch.tensor(self.vocabularies, device=logits.device)
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=logits.device), sizes)
+        return logits.masked_fill(owner[labels][:, None] != owner[None], -torch.inf)
+
     @classmethod
     def random(cls, classes: int, width: int, *, generator: torch.Generator) -> Head:
         """A small random head, to be trained with the base."""
@@ -96,7 +108,7 @@ class Head:
         return cls(torch.randn(classes, width, generator=generator) / width**0.5, torch.zeros(classes))
 
     def to(self, device: torch.device) -> Head:
-        return Head(self.weight.to(device), self.bias.to(device), self.normalise)
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the head as a safetensors file beside the vectors."""
@@ -194,3 +206,31 @@ def joined(name: str, tasks: Sequence[Task]) -> Task:
     parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
     notes = tuple(f"{t.name}: {n}" for t in tasks for n in t.notes)
     return Task(name, *map(together, parts), head=tasks[0].head, classes=tasks[0].classes, notes=notes)
+
+
+def side_by_side(name: str, tasks: Sequence[Task]) -> Task:
+    """One task from several with heads and classes of their own, to train one model on all of them together.
+
+    Heads stand one below the other, labels are counted on; a sample competes within the classes of its own task only.
+
+    Raises:
+        UsageError: no tasks, a task without a head, or heads that treat features differently.
+    """
+    torch = require_torch("Joining tasks")
+    heads = [t.needs_head() for t in tasks]
+    if not tasks or any(h.normalise != heads[0].normalise or h.vocabularies for h in heads):
+        raise UsageError(
+            f"cannot put tasks side by side into {name!r}: it takes at least one task, with heads that all normalise features or all "
+            "do not."
+        )
+    sizes = [len(t.classes) for t in tasks]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+
+    def together(splits: Sequence[Split]) -> Split:
+        labels = torch.cat([s.labels + start for s, start in zip(splits, starts, strict=True)])
+        return Split(chained([s.inputs for s in splits]), labels)
+
+    head = Head(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), heads[0].normalise, tuple(sizes))
+    parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
+    classes = tuple(f"{t.name}: {c}" for t in tasks for c in t.classes)
+    return Task(name, *map(together, parts), head=head, classes=classes)

@@ -189,6 +189,7 @@ def fit(
         delta = point.delta(formed=regime.forward.split is not None)
         logits = head(regime.forward(f, start, delta, processes.mine(x).to(device)))
         wanted = processes.mine(labels[rows]).to(device)
+        logits = head.within(logits, wanted)
         part = torch.nn.functional.cross_entropy(logits, wanted) * (len(wanted) / len(rows)) / spec.accumulate
         if part.requires_grad:
             (-part if ascent else part).backward()
@@ -275,7 +276,7 @@ def _validation_loss(
         for i in range(0, len(split), 256):
             logits = head(forward(f, start, delta, split.inputs[i : i + 256].to(device)))
             labels = split.labels[i : i + 256].to(device)
-            total += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            total += float(torch.nn.functional.cross_entropy(head.within(logits, labels), labels, reduction="sum"))
     return total / len(split) if math.isfinite(total) else math.inf
 
 
