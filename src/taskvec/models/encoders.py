@@ -11,6 +11,7 @@ from ..errors import InputError, UsageError, some
 from ..weights import Checkpoint
 from . import hub
 from .preprocess import CLIP, INTERPOLATIONS, Preprocess
+from .small import read_small_vit
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,7 @@ class Encoder(NamedTuple):
 
 
 def encoder(path: str | Path) -> Encoder:
-    """The image encoder in a folder: a CLIP model, or a vision model of transformers (`FIRST`, `POOLED`).
+    """The image encoder in a folder: a `small_vit`, a CLIP model, or a vision model of transformers (`FIRST`, `POOLED`).
 
     Raises:
         InputError: no such folder, no config.json, or a model of another kind.
@@ -53,9 +54,11 @@ def encoder(path: str | Path) -> Encoder:
         raise InputError(
             f"{folder} has no config.json, which says what model it is. Give the folder of an image encoder."
         )
-    own, kind = config.get("taskvec"), config.get("model_type")
-    if own is not None:  # models of ours say so themselves
-        raise InputError(f"{folder} holds a model of kind {own!r}, which this version does not open.")
+    if "taskvec" in config:  # models of ours say so themselves
+        model, base, own = read_small_vit(folder)
+        prepare = Preprocess(own["image"], own["channels"], tuple(own["mean"]), tuple(own["std"]))
+        return Encoder(model, base, prepare, None)
+    kind = config.get("model_type")
     if kind == "clip":
         module, base, text = hub.clip(folder)
         return Encoder(module, base, _prepare(folder) or CLIP, text)

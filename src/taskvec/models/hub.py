@@ -60,7 +60,7 @@ def loaded(
         transformers), `filed` and `opened` take vectors from one to the other.
     """
     AutoModel = _transformers(purpose).AutoModel
-    folder = _folder(path, download=download, revision=revision)
+    folder = fetched(path, download=download, revision=revision)
     import torch
 
     base = Checkpoint.read(folder, label=label or folder.name)
@@ -149,7 +149,7 @@ def clip(
         KeyMismatch: the file lacks parameters of the image encoder.
     """
     transformers = _transformers("loading a CLIP model")
-    folder = _folder(path, download=download, revision=revision)
+    folder = fetched(path, download=download, revision=revision)
     import torch
 
     with _quiet():
@@ -201,7 +201,7 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
         raise UsageError(f"max_tokens is {max_tokens}: a sentence needs a beginning, an end and a token between them.")
     AutoTokenizer = _transformers("tokenising text").AutoTokenizer
     try:
-        inner = AutoTokenizer.from_pretrained(str(_folder(path, download=False)), local_files_only=True)
+        inner = AutoTokenizer.from_pretrained(str(fetched(path, download=False)), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} holds no tokenizer that transformers can read: {error}") from error
 
@@ -371,7 +371,7 @@ def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Call
     return Upper().eval(), lower
 
 
-def _folder(path: str | Path, *, download: bool, revision: str | None = None) -> Path:
+def fetched(path: str | Path, *, download: bool, revision: str | None = None) -> Path:
     folder = Path(path)
     if folder.is_dir():
         return folder

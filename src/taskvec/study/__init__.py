@@ -1,7 +1,8 @@
 """Studies: experiments as a small text file, computed cell by cell and never twice."""
 
+from .estimate import Estimate, estimate
 from .plan import plan
 from .run import Outcome, run
 from .spec import Study, load
 
-__all__ = ["Outcome", "Study", "load", "plan", "run"]
+__all__ = ["Estimate", "Outcome", "Study", "estimate", "load", "plan", "run"]

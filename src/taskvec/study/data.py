@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError, nearest
 from ..models.preprocess import Preprocess
-from ..tasks.images import folder_task, image_task
 from ..tasks.image_sets import SETS
+from ..tasks.images import folder_task, image_task
 from ..tasks.lazy import LazyInputs
 from ..tasks.task import Split, Task
 

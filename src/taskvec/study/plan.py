@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UsageError, plain
 from .cells import Cell
-from .spec import POST_HOC, AdditionSpec, AnalogySpec, NegationSpec, RegimeSpec, Study
+from .spec import POST_HOC, AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, RegimeSpec, Study
 
 Facts = dict[str, Any]
 
@@ -46,7 +46,7 @@ def used(study: Study) -> list[str]:
             names |= dict.fromkeys(said.targets or [t for t in study.tasks if t != said.control])
         elif isinstance(said, AnalogySpec):
             names |= dict.fromkeys(said.cells.values())
-        elif said is not None and hasattr(said, "coefficients") or said is not None and hasattr(said, "subspace"):
+        elif said is not None and not isinstance(said, LocalitySpec):
             names |= dict.fromkeys(said.tasks or study.tasks)
     return [t for t in study.tasks if t in names]
 
@@ -60,8 +60,13 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     sizes = {n: getattr(said, n) for n in ("patch", "width", "depth", "attention_heads")}
     facts = {**sizes, "image": study.image.model_dump(), "seed": seed, "pretrain": said.pretrain}
     if said.pretrain:
-        on = {(d := study.tasks[t].data or t): None for t in study.tasks}
-        facts |= {"on": sorted(on), "share": _share(study), "steps": said.steps, "lr": said.lr, "batch": said.batch}
+        facts |= {
+            "on": sorted({said_.data or t for t, said_ in study.tasks.items()}),
+            "share": _share(study),
+            "steps": said.steps,
+            "lr": said.lr,
+            "batch": said.batch,
+        }
     return Cell("base", f"base {name}, seed {seed}", facts)
 
 

@@ -59,9 +59,8 @@ def run(
     todo = needed(wanted, store)
     kept = len(ordered(wanted)) - len(todo)
     _make(store.folder)
-    bench = Bench(
-        store, Path(root) if root is not None else study.root and Path(study.root) or None, download, device, progress
-    )
+    place = root if root is not None else study.root
+    bench = Bench(store, None if place is None else Path(place), download, device, progress)
     others = [
         subprocess.Popen([*again], stdout=subprocess.DEVNULL, env=os.environ | {"TASKVEC_WORKER": "1"})
         for _ in range(jobs - 1)

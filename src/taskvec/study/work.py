@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import protocols
 from ..errors import InputError, UsageError
 from ..models.encoders import Encoder, encoder
 from ..models.hub import fetched
 from ..models.preprocess import Preprocess
-from ..models.small import read_small_vit, save_small_vit
+from ..models.small import save_small_vit
 from ..results import Score
 from ..search import curves, grid
 from ..tasks import Head, Task, joined, side_by_side, zero_shot
@@ -22,9 +22,6 @@ from ..training.regime import REGIMES
 from ..weights import Checkpoint, TaskVector
 from .cells import Cell, Store
 from .data import fingerprint, for_pretraining, part, whole
-
-if TYPE_CHECKING:
-    import torch
 
 VECTOR, HEAD, RESULT, BASE, STATE = "vector.safetensors", "head.safetensors", "result.json", "base", "state.safetensors"
 

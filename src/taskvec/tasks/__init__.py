@@ -5,4 +5,15 @@ from .metrics import accuracy
 from .task import Head, Split, Task, joined, side_by_side
 from .zero_shot import zero_shot
 
-__all__ = ["Head", "Split", "Task", "accuracy", "joined", "read_heads", "save_heads", "side_by_side", "with_heads", "zero_shot"]
+__all__ = [
+    "Head",
+    "Split",
+    "Task",
+    "accuracy",
+    "joined",
+    "read_heads",
+    "save_heads",
+    "side_by_side",
+    "with_heads",
+    "zero_shot",
+]

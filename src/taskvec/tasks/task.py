@@ -230,7 +230,9 @@ def side_by_side(name: str, tasks: Sequence[Task]) -> Task:
         labels = torch.cat([s.labels + start for s, start in zip(splits, starts, strict=True)])
         return Split(chained([s.inputs for s in splits]), labels)
 
-    head = Head(torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), heads[0].normalise, tuple(sizes))
+    head = Head(
+        torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), heads[0].normalise, tuple(sizes)
+    )
     parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
     classes = tuple(f"{t.name}: {c}" for t in tasks for c in t.classes)
     return Task(name, *map(together, parts), head=head, classes=classes)

@@ -2,6 +2,7 @@
 
 from .loop import Fitted, TrainSpec, fit
 from .penalties import Penalty, orthogonal, tau_jp
+from .pretraining import Pretrained, pretrain
 from .probe import probe
 from .regime import (
     BIAS_ATTENTION,
@@ -21,5 +22,5 @@ from .statistics import fisher, gram
 
 __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
-    "TANGENT", "Fitted", "Penalty", "Rank", "Regime", "TrainSpec", "fisher", "fit", "gram", "orthogonal", "probe", "tau_jp",
+    "TANGENT", "Fitted", "Penalty", "Pretrained", "Rank", "Regime", "TrainSpec", "fisher", "fit", "gram", "orthogonal", "pretrain", "probe", "tau_jp",
 ]  # fmt: skip

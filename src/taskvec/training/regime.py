@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError, some
@@ -98,3 +100,16 @@ MLP_ONLY = Regime("MLP-only", Part("mlp"))  # ibid., an ablation
 LORA = Regime("LoRA", ATTENTION, low_rank=Rank())  # arXiv:2106.09685
 # Linear in U at its start, where the random V stays: arXiv:2310.04742.
 LINEARISED_LORA = Regime("linearised LoRA", ATTENTION, forward=linearised, low_rank=Rank(both=False))
+
+REGIMES: Mapping[str, Regime] = MappingProxyType(
+    {
+        "standard": STANDARD,
+        "tangent": TANGENT,
+        "linear-only": LINEAR_ONLY,
+        "linear-only-biases": LINEAR_ONLY_BIASES,
+        "bias-attention": BIAS_ATTENTION,
+        "mlp-only": MLP_ONLY,
+        "lora": LORA,
+        "linearised-lora": LINEARISED_LORA,
+    }
+)  # by the names that the command line and studies use
