@@ -14,6 +14,7 @@ from ..tasks.image_sets import SETS
 from ..tasks.images import folder_task, image_task
 from ..tasks.lazy import LazyInputs
 from ..tasks.task import Split, Task
+from ..training.pretraining import divided
 
 if TYPE_CHECKING:
     import torch
@@ -35,21 +36,14 @@ def whole(data: str, root: Path | None, prepare: Preprocess, *, download: bool) 
 
 def part(task: Task, facts: Mapping[str, Any], prepare: Preprocess) -> Task:
     """The task that `facts` describe, out of the whole set: without what is kept for pre-training, cut and turned as they say."""
-    rows = _order(task)[round(facts["share"] * len(task.train)) :]
+    if facts["share"]:
+        task = divided(task, share=facts["share"], seed=SEED)[1]
     classes = _classes(task, facts["keep"])
-    splits = {
-        "train": _cut(task.train, rows, classes, facts["limit"]),
-        "validation": _cut(task.validation, None, classes, None),
-        "test": _cut(task.test, None, classes, facts["test_limit"]),
-    }
+    limits = {"train": facts["limit"], "validation": facts["validation_limit"], "test": facts["test_limit"]}
+    splits = {n: _cut(getattr(task, n), classes, most) for n, most in limits.items()}
     if facts["invert"]:
         splits = {n: Split(_inverted(s.inputs, prepare), s.labels) for n, s in splits.items()}
     return replace(task, name=facts["name"], **splits)
-
-
-def for_pretraining(task: Task, share: float) -> Split:
-    """The samples that no task of the study trains on, validates or tests with."""
-    return _taken(task.train, _order(task)[: round(share * len(task.train))])
 
 
 def fingerprint(task: Task) -> str:
@@ -59,12 +53,6 @@ def fingerprint(task: Task) -> str:
         found.update(split.labels.numpy().tobytes())
         found.update(split.inputs[:: max(1, len(split) // 8)][:8].numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def _order(task: Task) -> torch.Tensor:
-    import torch
-
-    return torch.randperm(len(task.train), generator=torch.Generator().manual_seed(SEED))
 
 
 def _classes(task: Task, keep: tuple[int | str, ...]) -> torch.Tensor | None:
@@ -80,23 +68,19 @@ def _classes(task: Task, keep: tuple[int | str, ...]) -> torch.Tensor | None:
     return torch.tensor([names.index(str(k)) if str(k) in names else int(k) for k in keep])
 
 
-def _cut(split: Split, rows: torch.Tensor | None, classes: torch.Tensor | None, most: int | None) -> Split:
+def _cut(split: Split, classes: torch.Tensor | None, most: int | None) -> Split:
+    """The samples of some classes, and of these a number that `SEED` draws."""
     import torch
 
-    if rows is None:
-        rows = torch.arange(len(split))
-        if most is not None:
-            rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(SEED))
+    rows = torch.arange(len(split))
     if classes is not None:
-        rows = rows[torch.isin(split.labels[rows], classes)]
+        rows = rows[torch.isin(split.labels, classes)]
         if len(rows) == 0:
             raise InputError(
                 "a part of the data has no sample of the classes that are kept. Keep others, or get more data."
             )
-    return _taken(split, rows[:most])
-
-
-def _taken(split: Split, rows: torch.Tensor) -> Split:
+    if most is not None and most < len(rows):
+        rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))[:most]]
     inputs: Any = split.inputs
     return Split(inputs.take(rows) if isinstance(inputs, LazyInputs) else inputs[rows], split.labels[rows])
 

@@ -30,13 +30,14 @@ class ImageSpec(_Strict):
 class TaskSpec(_Strict):
     """A task: a data set, or a part of one.
 
-    `data` is a known set, else the task's name; `keep` takes only these classes (names, or numbers from 0); `limit` and
-    `test_limit` cut the training and test part; `invert` turns pixels over; tasks with one `head` share it.
+    `data` is a known set, else the task's name; `keep` takes only these classes (names, or numbers from 0); `limit`,
+    `validation_limit` and `test_limit` are the most samples of each part; `invert` turns pixels over; tasks with one `head` share it.
     """
 
     data: str = ""
     keep: tuple[int | str, ...] = ()
     limit: Count | None = None
+    validation_limit: Count | None = None
     test_limit: Count | None = None
     invert: bool = False
     head: str | None = None
@@ -44,15 +45,15 @@ class TaskSpec(_Strict):
 
 class BaseSpec(_Strict):
     """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id), or make a small vision transformer:
-    pre-trained as `pretrain` says, or random."""
+    pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told), or random."""
 
     read: str | None = None
     download: bool = False
     pretrain: Literal["supervised", "masked", "self-distilled", "contrastive"] | None = None
-    steps: Count = 1500
-    lr: Rate = 1e-3
-    batch: Count = 64
-    patch: Count = 4
+    steps: Count | None = None
+    lr: Rate | None = None
+    batch: Count | None = None
+    patch: Count = 8
     width: Count = 128
     depth: Count = 4
     attention_heads: Count = 4
@@ -287,11 +288,11 @@ def _told(error: ValidationError) -> str:
 def _fields(place: tuple[int | str, ...]) -> list[str]:
     """The fields that exist at a place of the file."""
     model: Any = Study
-    tables = {"tasks": TaskSpec, "bases": BaseSpec, "regimes": RegimeSpec}
+    tables: dict[Any, Any] = {"tasks": TaskSpec, "bases": BaseSpec, "regimes": RegimeSpec}
     for i, part in enumerate(place):
         if model is Study and part in tables:
-            return list(tables[str(part)].model_fields) if len(place) > i + 1 else []
-        inner = model.model_fields.get(part)
+            return list(tables[part].model_fields) if len(place) > i + 1 else []
+        inner = model.model_fields.get(str(part))
         kinds = [inner.annotation, *getattr(inner.annotation, "__args__", ())] if inner else []
         model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
         if model is None:
