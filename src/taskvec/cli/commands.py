@@ -438,14 +438,23 @@ def _signature(name: str, fn: Callable[..., Any]) -> str:
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
 @click.option("--title", help="Heading of the page.")
+@click.option("--every", is_flag=True, help="Tell every single result of a study too, not the overview alone.")
 @_json
-def report(results: Path, out: Path, title: str | None, as_json: bool) -> None:
-    """Render a folder of results (*.json) as one self-contained page."""
-    from ..report import write
+def report(results: Path, out: Path, title: str | None, every: bool, as_json: bool) -> None:
+    """Render a folder of results (*.json), or the folder of a study, as one self-contained page.
+
+    A file name that ends in .md gives the same tables and sentences as Markdown, without figures.
+    """
+    from ..files import replace_text
+    from ..report import markdown, write
     from ..results import read_results
 
-    found = read_results(results)
-    write(found, out, title=title)
+    found = read_results(results / "results" if (results / "results").is_dir() else results)
+    if out.suffix == ".md":
+        heading = f"# {title}\n\n" if title else ""
+        replace_text(out, heading + markdown(found, every=every), what="the report")
+    else:
+        write(found, out, title=title, every=every)
     if as_json:
         print_json("report", {"output": str(out), "results": [r.title for r in found]})
     else:

@@ -48,7 +48,7 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from .. import study as studies
     from ..models.functional import require_torch
-    from ..study import run as running
+    from ..study import running
     from ..weights.device import device as check_device
 
     said = studies.load(study)

@@ -19,7 +19,7 @@ from ..errors import missing_extra
 from ..results import Curve, DisentanglementResult, GeometryResult, Row, Score
 from .words import clean, mean_of
 
-# Matplotlib draws with these stand-ins; `_svg` turns each into var(--name), which the page's style sheet defines.
+# Matplotlib draws with these stand-ins; `svg` turns each into var(--name), which the page's style sheet defines.
 STAND_IN = {
     name: f"#0a0b{10 + i:02x}"
     for i, name in enumerate(("ink", "muted", "grid", "paper", "c0", "c1", "c2", "c3", "c4", "c5", "c6", "hot", "cold"))
@@ -76,7 +76,7 @@ def curve(
         axes.set_xlabel("coefficient α")
         axes.set_ylabel("validation accuracy, %")
         axes.grid(axis="y")
-        _literal(figure.legend(loc="outside lower left", ncols=2))
+        literal(figure.legend(loc="outside lower left", ncols=2))
 
     chosen = ", ".join(f"{label(t)} {found.scores[t][found.chosen]}" for t in tasks)
     alt = (
@@ -84,7 +84,7 @@ def curve(
         f"{max(found.coefficients):g}. At the chosen {found.coefficient:g}: {chosen}."
     )
     rows = math.ceil((len(tasks) + 1 + bool(floor)) / 2)
-    return _svg(draw, (4.9, 2.9 + 0.17 * rows), alt, key)
+    return svg(draw, (4.9, 2.9 + 0.17 * rows), alt, key)
 
 
 def before_after(
@@ -148,13 +148,13 @@ def before_after(
         axes.set_xlabel("test accuracy, %")
         axes.grid(axis="x")
         if not single:
-            _literal(figure.legend(loc="outside lower left", ncols=3))
+            literal(figure.legend(loc="outside lower left", ncols=3))
 
     said = "; ".join(
         f"{name}: " + ", ".join(f"{clean(rows[i].name)} {s}" for i, s in entries) for name, entries in groups
     )
     legend = 0 if single else 0.17 * math.ceil(len(rows) / 3)
-    return _svg(draw, (4.9, 0.75 + legend + 0.155 * y * (1.5 if single else 1.0)), f"Test accuracy. {said}.", key)
+    return svg(draw, (4.9, 0.75 + legend + 0.155 * y * (1.5 if single else 1.0)), f"Test accuracy. {said}.", key)
 
 
 def cosines(result: GeometryResult, *, key: str = "") -> str:
@@ -193,7 +193,7 @@ def cosines(result: GeometryResult, *, key: str = "") -> str:
 
     pairs = ", ".join(f"{names[i]} and {names[j]} {result.cosine[i][j]:.2f}" for i in range(size) for j in range(i))
     side = 1.3 + 0.52 * size
-    return _svg(draw, (side + 0.5, side), f"Cosines between task vectors: {pairs}.", key)
+    return svg(draw, (side + 0.5, side), f"Cosines between task vectors: {pairs}.", key)
 
 
 def disentanglement(result: DisentanglementResult, *, key: str = "") -> str:
@@ -228,7 +228,7 @@ def disentanglement(result: DisentanglementResult, *, key: str = "") -> str:
 
     said = ", ".join(f"{clean(p.tasks[0])} and {clean(p.tasks[1])} {result.mean(p):.3f}" for p in pairs)
     inches = (0.3 + 2.4 * columns, 0.3 + 2.6 * rows)
-    return _svg(draw, inches, f"Disentanglement error, mean in the box of the search: {said}.", key)
+    return svg(draw, inches, f"Disentanglement error, mean in the box of the search: {said}.", key)
 
 
 def _look(rows: Sequence[Row], i: int) -> tuple[str, str]:
@@ -238,7 +238,7 @@ def _look(rows: Sequence[Row], i: int) -> tuple[str, str]:
     return ("c3", "c6", "c2")[other % 3], ("^", "<", ">", "p", "h")[other % 5]
 
 
-def _literal(legend: Any) -> None:
+def literal(legend: Any) -> None:
     """A `$` in a label is a dollar sign, not mathematics."""
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -274,7 +274,7 @@ def _settings() -> dict[str, Any]:
     }
 
 
-def _svg(draw: Callable[[Any], None], inches: tuple[float, float], alt: str, key: str) -> str:
+def svg(draw: Callable[[Any], None], inches: tuple[float, float], alt: str, key: str) -> str:
     """Draw with default settings whatever the user's matplotlibrc says, and make the SVG fit for a page."""
     try:
         import matplotlib

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from ..results import (
     NegationResult,
     Provenance,
 )
+from .overview import belongs, overview
 from .story import Section, section
 from .tables import Cell
 from .words import WITHIN, clean, control_floor, edited
 
 
-def write(results: Sequence[Any], path: str | Path, *, title: str | None = None) -> Path:
+def write(results: Sequence[Any], path: str | Path, *, title: str | None = None, every: bool = False) -> Path:
     """Write one self-contained HTML page: no network, no scripts, light and dark, fit for print.
 
     Equal results give equal bytes. The file is complete or absent: it is written beside `path` and renamed; an existing
@@ -34,24 +36,25 @@ def write(results: Sequence[Any], path: str | Path, *, title: str | None = None)
     Args:
         results: what `taskvec.results.read_results` or the protocols return, in the order to show.
         title: the page's title; "Task arithmetic report" if not given.
+        every: also tell every single result of a study, after the overview. Results of no study are always told.
 
     Raises:
         UsageError: no results, or something that is no result.
         MissingExtra: matplotlib or jinja2 is not installed.
         StorageError: the file cannot be written.
     """
-    page = _page(_checked(results), clean(title or "Task arithmetic report"))
+    page = _page(_checked(results, every), clean(title or "Task arithmetic report"))
     return replace_text(path, page, what="the report")
 
 
-def markdown(results: Sequence[Any]) -> str:
-    """The same sentences and tables as GitHub Markdown; needs no optional library.
+def markdown(results: Sequence[Any], *, every: bool = False) -> str:
+    """The same sentences and tables as GitHub Markdown; needs no optional library. `every` as in `write`.
 
     Raises:
         UsageError: no results, or something that is no result.
     """
     lines: list[str] = []
-    for result, told in _checked(results):
+    for told, _, made_by, _ in _checked(results, every):
         lines += [f"## {_escape(told.title)}", "", _escape(told.question), ""]
         lines += [f"`{told.equation.replace('`', chr(39))}`", ""]
         lines += [f"- {_escape(sentence)}" for sentence in told.sentences] + [""]
@@ -61,12 +64,17 @@ def markdown(results: Sequence[Any]) -> str:
             lines += ["| " + " | ".join(_markdown_cell(c) for c in row) + " |" for row in table.rows]
             lines += [""]
         lines += [f"- {_escape(note)}" for note in told.notes] + [""] * bool(told.notes)
-        made = "; ".join(f"{name}: {value}" for name, value in _facts(result.provenance))
-        lines += [f"<sub>{_escape(made)}</sub>", ""]
+        if made_by is not None:
+            made = "; ".join(f"{name}: {value}" for name, value in _facts(made_by))
+            lines += [f"<sub>{_escape(made)}</sub>", ""]
     return "\n".join(lines)
 
 
-def _checked(results: Sequence[Any]) -> list[tuple[Any, Section]]:
+# A section, its kind, the provenance of the result it tells (None if it tells many), and a function that draws it.
+Told = tuple[Section, str, Provenance | None, Callable[[str], list[tuple[str, str]]]]
+
+
+def _checked(results: Sequence[Any], every: bool) -> list[Told]:
     if isinstance(
         results,
         AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult | LocalityResult,
@@ -75,13 +83,26 @@ def _checked(results: Sequence[Any]) -> list[tuple[Any, Section]]:
     results = list(results)
     if not results:
         raise UsageError("no results to report: pass at least one, for example report.write([result], 'report.html').")
-    return [(result, section(result)) for result in results]
+    told: list[Told] = [
+        (found, kind, None, _overview_figures(kind, placed)) for kind, found, placed in overview(results)
+    ]
+    single = [r for r in results if every or not belongs(r)]
+    return told + [(section(r), r.kind, r.provenance, functools.partial(_figures, r)) for r in single]
+
+
+def _overview_figures(kind: str, placed: Any) -> Callable[[str], list[tuple[str, str]]]:
+    def draw(key: str) -> list[tuple[str, str]]:
+        from .overview_figures import drawings
+
+        return drawings(kind, placed, key)
+
+    return draw
 
 
 # ---- HTML -----------------------------------------------------------------------------------------------------------
 
 
-def _page(told: list[tuple[Any, Section]], title: str) -> str:
+def _page(told: list[Told], title: str) -> str:
     try:
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
@@ -95,11 +116,11 @@ def _page(told: list[tuple[Any, Section]], title: str) -> str:
     sections = [
         {
             "id": f"r{i}",
-            "kind": result.kind,
+            "kind": kind,
             "told": section,
-            "figures": [{"svg": Markup(svg), "caption": caption} for svg, caption in _figures(result, f"r{i}")],
+            "figures": [{"svg": Markup(svg), "caption": caption} for svg, caption in draw(f"r{i}")],
         }
-        for i, (result, section) in enumerate(told, start=1)
+        for i, (section, kind, _, draw) in enumerate(told, start=1)
     ]
     return template.render(title=title, sections=sections, made=_made(told), within=WITHIN)
 
@@ -156,16 +177,16 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
     return drawn
 
 
-def _made(told: list[tuple[Any, Section]]) -> list[dict[str, Any]]:
+def _made(told: list[Told]) -> list[dict[str, Any]]:
     """Provenance, told once for all results that share it."""
     groups: list[tuple[Provenance, list[str]]] = []
-    for result, story in told:
+    for story, _, made_by, _ in told:
         for provenance, titles in groups:
-            if provenance == result.provenance:
+            if provenance == made_by:
                 titles.append(story.title)
                 break
         else:
-            groups.append((result.provenance, [story.title]))
+            groups += [(made_by, [story.title])] if made_by is not None else []
     return [{"titles": titles, "facts": _facts(p), "inputs": _clean_items(p.inputs)} for p, titles in groups]
 
 

@@ -2,7 +2,7 @@
 
 from .estimate import Estimate, estimate
 from .plan import plan
-from .run import Outcome, run
+from .running import Outcome, run
 from .spec import Study, load
 
 __all__ = ["Estimate", "Outcome", "Study", "estimate", "load", "plan", "run"]

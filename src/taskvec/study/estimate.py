@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cells import Cell, Store, ordered
 from .plan import plan
-from .run import CELLS, chosen
+from .running import CELLS, chosen
 from .spec import Study
 from .work import Bench
 

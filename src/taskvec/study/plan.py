@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError, plain
+from ..training.pretraining import RECIPES
 from .cells import Cell
 from .spec import POST_HOC, AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, RegimeSpec, Study
 
@@ -60,13 +61,10 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     sizes = {n: getattr(said, n) for n in ("patch", "width", "depth", "attention_heads")}
     facts = {**sizes, "image": study.image.model_dump(), "seed": seed, "pretrain": said.pretrain}
     if said.pretrain:
-        facts |= {
-            "on": sorted({said_.data or t for t, said_ in study.tasks.items()}),
-            "share": _share(study),
-            "steps": said.steps,
-            "lr": said.lr,
-            "batch": said.batch,
-        }
+        recipe = RECIPES[said.pretrain].spec
+        own = {n: getattr(said, n) or getattr(recipe, n) for n in ("steps", "lr", "batch")}
+        on = {spec.data or name for name, spec in study.tasks.items()}
+        facts |= {"on": sorted(on), "share": _share(study), "weight_decay": recipe.weight_decay, **own}
     return Cell("base", f"base {name}, seed {seed}", facts)
 
 
@@ -143,7 +141,7 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
             yield _result(study, protocol, said, where | {"target": target}, (target, said.control), forward, needs)
         return
     if isinstance(said, AnalogySpec):
-        names = tuple(said.cells[c] for c in "ABCD")
+        names = tuple(task for _, task in sorted(said.cells.items()))
         yield _result(study, protocol, said, where, names, forward, needs_of(names))
         return
     names = said.tasks or tuple(study.tasks)

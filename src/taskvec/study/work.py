@@ -18,10 +18,11 @@ from ..search import curves, grid
 from ..tasks import Head, Task, joined, side_by_side, zero_shot
 from ..tasks.image_sets import SETS
 from ..training import TrainSpec, fit, pretrain, probe
+from ..training.pretraining import RECIPES, divided, jointly
 from ..training.regime import REGIMES
 from ..weights import Checkpoint, TaskVector
 from .cells import Cell, Store
-from .data import fingerprint, for_pretraining, part, whole
+from .data import SEED, fingerprint, part, whole
 
 VECTOR, HEAD, RESULT, BASE, STATE = "vector.safetensors", "head.safetensors", "result.json", "base", "state.safetensors"
 
@@ -89,7 +90,6 @@ class Bench:
         import torch
 
         from ..models.vit import small_vit
-        from ..tasks.vision import jitter
 
         image = facts["image"]
         model = small_vit(
@@ -100,27 +100,17 @@ class Bench:
         told: dict[str, Any] = {"how": facts["pretrain"] or "random"}
         if facts["pretrain"]:
             prepare = Preprocess(image["size"], image["channels"])
-            inputs, labels, offset = [], [], 0
-            for data in facts["on"]:
-                task = self._whole(data, prepare)
-                seen = for_pretraining(task, facts["share"])
-                inputs.append(seen.inputs[:])
-                labels.append(seen.labels + offset)
-                offset += len(task.classes)
-            spec = TrainSpec(
-                steps=facts["steps"], lr=facts["lr"], batch=facts["batch"], weight_decay=0.05, seed=facts["seed"]
-            )
+            recipe = RECIPES[facts["pretrain"]]
+            parts = [divided(self._whole(d, prepare), share=facts["share"], seed=SEED)[0] for d in facts["on"]]
+            inputs, labels, _ = jointly(parts)
+            own = {n: facts[n] for n in ("steps", "lr", "batch", "weight_decay", "seed")}
+            spec = replace(recipe.spec, **own)
             made = pretrain(
-                model, torch.cat(inputs), how=facts["pretrain"], labels=torch.cat(labels), spec=spec, augment=jitter,
+                model, inputs, how=facts["pretrain"], labels=labels, spec=spec, augment=recipe.augment,
                 progress=self._steps(spec.steps), label=facts["pretrain"],
             )  # fmt: skip
             start = made.checkpoint
-            told |= {
-                "samples": sum(map(len, inputs)),
-                "sets": facts["on"],
-                "steps": spec.steps,
-                "loss": list(made.losses[-1:]),
-            }
+            told |= {"samples": len(inputs), "sets": facts["on"], **own, "loss": list(made.losses[-1:])}
         save_small_vit(
             place / BASE, model, start, mean=[0.5] * image["channels"], std=[0.5] * image["channels"], pretraining=told
         )
