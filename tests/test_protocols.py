@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from taskvec.errors import BaseMismatch, KeyMismatch, UsageError
+from taskvec.models import linearised, plain
 from taskvec.models.vit import small_vit
 from taskvec.protocols import addition, analogy, geometry, negation
 from taskvec.protocols.negation import constrained_minimum
 from taskvec.results import read_result
-from taskvec.search import along, curves, grid
+from taskvec.search import along, anywhere, curves, grid
 from taskvec.tasks import Head, Split, Task
 from taskvec.weights import Checkpoint
 
@@ -311,3 +312,19 @@ class TestRowsOfAddition:
             addition(MODEL, BASE, self.vectors, self.tasks, forward=f, **options) for f in ("plain", "linearised")
         )
         assert plain.rows == linear.rows and plain.subsets == linear.subsets  # the model is linear
+
+
+def test_any_point_of_several_coefficients_is_the_merged_model(point):
+    model, base, vector = point
+    half, rest = vector.restrict("*.attn.*"), vector.restrict("*.mlp.*")
+    g = torch.Generator().manual_seed(0)
+    split = Split(torch.rand(60, 1, 8, 8, generator=g), torch.randint(4, (60,), generator=g))
+    head = Head.random(4, 16, generator=g)
+    for forward in (plain, linearised):
+        score = anywhere(model, base, {"half": half, "rest": rest}, {"own": (split, head)}, forward=forward)
+        for a, b in ((0.3, -0.2), (0.0, 1.0), (1.0, 0.0)):
+            merged = curves(
+                model, base, a * half + b * rest, {"own": (split, head)}, coefficients=(1.0,), forward=forward
+            )
+            assert score({"half": a, "rest": b})["own"] == merged["own"][0]
+        assert score({"half": 0.3}) == score({"half": 0.3, "rest": 0.0})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import UsageError
@@ -11,7 +11,7 @@ from ..methods import random_like, task_sum
 from ..models.forward import Forward
 from ..models.functional import bind, device_of, tensors
 from ..results import AdditionResult, Provenance, Row, Score
-from ..search import grid
+from ..search import anywhere, grid
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
 from .rows import best, checked_grid, checked_tasks, chosen_forward, fixed_row, tuned_row, validation_curves
@@ -123,7 +123,8 @@ def addition(
     if per_task:
         shared = rows[[r.name for r in rows].index("task arithmetic")].coefficient
         assert shared is not None
-        chosen = _each_its_own(model, base, vectors, tasks, coefficients, forward, own_validation, shared)
+        score = anywhere(model, base, vectors, {t.name: (t.validation, t.needs_head()) for t in tasks}, forward=forward)
+        chosen = _each_its_own(score, [t.name for t in tasks], coefficients, own_validation, shared)
         total_own = task_sum([chosen[t.name] * vectors[t.name] for t in tasks])
         said = ", ".join(f"{n} {c:g}" for n, c in chosen.items())
         note = f"one coefficient for each task, chosen on validation: {said}"
@@ -176,24 +177,17 @@ def _ensemble(
 
 
 def _each_its_own(
-    model: torch.nn.Module, base: Checkpoint, vectors: Mapping[str, TaskVector], tasks: Sequence[Task],
-    coefficients: Sequence[float], forward: Forward, own: Mapping[str, float], start: float, rounds: int = 3,
+    score: Callable[[Mapping[str, float]], Mapping[str, Score]], names: Sequence[str], coefficients: Sequence[float],
+    own: Mapping[str, float], start: float, rounds: int = 3,
 ) -> dict[str, float]:  # fmt: skip
     """One coefficient for each vector, by turns: the others stay as they are while one is chosen on validation."""
-    chosen = dict.fromkeys(vectors, start)
+    chosen = dict.fromkeys(names, start)
     for _ in range(rounds):
         before = dict(chosen)
-        for name in vectors:
-            rest = task_sum(
-                [chosen[n] * v for n, v in vectors.items() if n != name and chosen[n]] or [0.0 * vectors[name]]
-            )
-            means = []
-            for c in coefficients:
-                scores = validation_curves(model, base, rest + c * vectors[name], tasks, (1.0,), forward)
-                means.append(_mean_ratio({n: s[0] for n, s in scores.items()}, own))
-            here = coefficients.index(chosen[name]) if chosen[name] in coefficients else -1
+        for name in names:
+            means = [_mean_ratio(score(chosen | {name: c}), own) for c in coefficients]
             top = best(means, coefficients)
-            if here < 0 or means[top] > means[here]:  # equals do not move it, so that rounds end
+            if means[top] > means[coefficients.index(chosen[name])]:  # equals do not move it, so that rounds end
                 chosen[name] = coefficients[top]
         if chosen == before:
             break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NonFinite, UsageError
@@ -145,3 +145,58 @@ def affine_features(
     if not all(x.isfinite().all() for x in (origin, *steps)):
         raise NonFinite("cannot measure a linearised model: its outputs are not finite. The weights are damaged.")
     return origin, steps
+
+
+def anywhere(
+    model: torch.nn.Module, base: Checkpoint, vectors: Mapping[str, TaskVector], data: Mapping[str, tuple[Split, Head]],
+    *, forward: Forward = plain,
+) -> Callable[[Mapping[str, float]], dict[str, Score]]:  # fmt: skip
+    r"""Accuracy at any :math:`\theta_0 + \sum_t \alpha_t\tau_t`, for searches over several coefficients.
+
+    Base and vectors are held in memory. Through an affine forward each vector is evaluated once, here; a point then costs no
+    evaluation of the model.
+
+    Args:
+        model, base, data, forward: as in `curves`.
+        vectors: name -> :math:`\tau_t`.
+    Returns:
+        a function of the coefficients by vector (those left out are 0) that gives a score for each of `data`.
+    """
+    import torch
+
+    f: Bound = bind(model)
+    if forward.split is not None:
+        found = {
+            n: affine_features(f, model, base, list(vectors.values()), split, forward) for n, (split, _) in data.items()
+        }
+
+        def affine(coefficients: Mapping[str, float]) -> dict[str, Score]:
+            out = {}
+            for name, (split, head) in data.items():
+                origin, steps = found[name]
+                z = origin.clone()
+                for vector, step in zip(vectors, steps, strict=True):
+                    if coefficients.get(vector):
+                        z += coefficients[vector] * step
+                hits = int((head.to(z.device)(z).argmax(dim=1) == split.labels.to(z.device)).sum())
+                out[name] = Score.share(hits, len(split))
+            return out
+
+        return affine
+    device = device_of(model)
+    origin = tensors(base, like=model, device=device)
+    moves = {n: tensors(v, device=device) for n, v in vectors.items()}
+    for vector in vectors.values():
+        _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
+    point = {n: t.clone() for n, t in origin.items()}
+
+    def at(coefficients: Mapping[str, float]) -> dict[str, Score]:
+        with torch.no_grad():
+            for name, out in point.items():
+                out.copy_(origin[name])
+                for vector, move in moves.items():
+                    if name in move and coefficients.get(vector):
+                        out.add_(move[name] * coefficients[vector])
+        return {name: _score(f, point, split, head) for name, (split, head) in data.items()}
+
+    return at

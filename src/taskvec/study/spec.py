@@ -103,8 +103,10 @@ class RegimeSpec(_Strict):
 
 
 class GridSpec(_Strict):
-    low: float = 0.0
-    high: float = 1.0
+    """Evenly spaced coefficients; ``[low, high, points]`` for short."""
+
+    low: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    high: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     points: Annotated[int, Field(ge=2, le=1001)] = 21
 
     @model_validator(mode="before")
@@ -113,6 +115,12 @@ class GridSpec(_Strict):
         if isinstance(value, list | tuple) and len(value) == 3:
             return dict(zip(("low", "high", "points"), value, strict=True))
         return value
+
+    @model_validator(mode="after")
+    def _rises(self) -> GridSpec:
+        if not self.low < self.high:
+            raise ValueError("low must be below high")
+        return self
 
 
 class AdditionSpec(_Strict):

@@ -1,0 +1,328 @@
+"""Studies: a small YAML file, cells that are computed once, results that reports gather."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed (extra: train)")
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra: images)")
+
+from taskvec import report  # noqa: E402
+from taskvec.errors import InputError, TaskvecError, UsageError  # noqa: E402
+from taskvec.results import read_results  # noqa: E402
+from taskvec.study import estimate, load, plan, run  # noqa: E402
+from taskvec.study.cells import Cell, Store, needed, ordered  # noqa: E402
+from taskvec.study.data import part, whole  # noqa: E402
+from taskvec.study.work import Bench  # noqa: E402
+from taskvec.tasks.images import Preprocess  # noqa: E402
+
+torch.set_num_threads(1)
+
+STUDY = """
+study: 1
+name: tiny
+seeds: [0, 1]
+image: {size: 8, channels: 1}
+tasks: [bars, dots]
+bases:
+  made: {pretrain: supervised, steps: 20, batch: 16, width: 16, depth: 1, patch: 4}
+  random: {width: 16, depth: 1, patch: 4}
+regimes: [standard, tangent, post-hoc]
+fit: {steps: 6, batch: 8, lr: [1.0e-3, 1.0e-2]}
+protocols:
+  addition: {coefficients: [0, 1, 3], baselines: [joint, ensemble], per_task: true, subsets: pairs}
+  negation: {control: dots, coefficients: [0, 1, 3]}
+  disentanglement: {coefficients: [0, 1, 2], distances: [prediction, representation]}
+  geometry: {}
+  locality: {samples: 3}
+"""
+
+
+SMALL = (
+    STUDY[: STUDY.index("  negation")]
+    .replace("[standard, tangent, post-hoc]", "[standard]")
+    .replace("[0, 1]\n", "[0]\n")
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Two sets of pictures: a bright row or column, and a bright corner; three classes each."""
+    place = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name in ("bars", "dots"):
+        for which, n in (("train", 30), ("test", 8)):
+            for k in range(3):
+                folder = place / name / which / f"class{k}"
+                folder.mkdir(parents=True)
+                for i in range(n):
+                    pixels = rng.integers(0, 90, (8, 8)).astype(np.uint8)
+                    pixels[
+                        (2 * k + 1, slice(None))
+                        if name == "bars"
+                        else (slice(2 * k, 2 * k + 2), slice(2 * k, 2 * k + 2))
+                    ] = 230
+                    Image.fromarray(pixels).save(folder / f"{i}.png")
+    return place
+
+
+@pytest.fixture
+def study(tmp_path):
+    def make(text: str = STUDY):
+        path = tmp_path / "study.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load(path)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, root):
+    """The study, run once."""
+    place = tmp_path_factory.mktemp("run")
+    (place / "study.yaml").write_text(STUDY, encoding="utf-8")
+    said, told = load(place / "study.yaml"), []
+    found = run(said, place / "out", root=root, tell=told.append)
+    return said, place / "out", found, told
+
+
+def test_a_study_runs_from_data_to_report(done, tmp_path):
+    said, out, found, told = done
+    cells = ordered(plan(said))
+    assert found.computed == len(cells) == len(told) and found.kept == 0
+    results = read_results(out / "results")
+    # 2 bases x 2 seeds: 3 regimes of addition, negation and geometry, two distances, one locality.
+    assert len(results) == len(found.results) == 2 * 2 * (3 + 3 + 3 + 2 * 3 + 1)
+    addition = next(r for r in results if r.kind == "addition" and r.title == "Addition: made, standard, seed 1")
+    assert [r.name for r in addition.rows] == [
+        "base", "fine-tuned", "joint training", "ensemble of logits", "random vector", "task arithmetic", "one coefficient each",
+    ]  # fmt: skip
+    assert addition.row("base").scores["bars"].n == 24 and [r.name for r in addition.subsets] == ["bars + dots"]
+    assert addition.provenance.settings["study"] == {
+        "base": "made",
+        "regime": "standard",
+        "protocol": "addition",
+        "seed": 1,
+    }
+    assert addition.provenance.settings["lr"] in (1e-3, 1e-2) and addition.provenance.seed == 1
+    linear = [r for r in results if (r.kind == "addition" and "post-hoc" in r.title) or "tangent" in r.title]
+    assert {r.provenance.settings["forward"] for r in linear if r.kind == "addition"} == {"linearised"}
+    report.write(results, tmp_path / "r.html", title="tiny")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Do the papers’ orderings hold here?" in page and "Addition, over all regimes" in page
+    assert 'id="r6"' in page and 'id="r7"' not in page and page.count("<svg") == 5
+    text = report.markdown(results)
+    assert "ξ: pre-trained below random" in text and "±" in text
+    assert len(report.markdown(results, every=True)) > 5 * len(text)
+
+
+def test_nothing_is_computed_twice(done, root):
+    said, out, first, _ = done
+    told = []
+    again = run(said, out, root=root, tell=told.append)
+    assert (again.computed, again.kept, told) == (0, first.computed, []) and again.results == first.results
+
+
+def test_an_interrupted_study_goes_on(done, root, tmp_path, study):
+    """Killed in the middle of a training run: the rest is computed, and the results are those of the whole run, bit for bit."""
+    said, (_, whole_run, *_) = study(SMALL), done
+    told = []
+
+    def stop(step, total, loss):
+        if len(told) == 6 and step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(said, tmp_path / "out", root=root, tell=told.append, progress=stop)
+    found = run(said, tmp_path / "out", root=root)
+    assert found.kept == 5 and found.computed == len(ordered(plan(said))) - 5
+    assert len(found.results) == 2
+    for mine in found.results:
+        assert mine.read_text() == (whole_run / "results" / mine.name).read_text()
+
+
+def test_cells_are_shared_and_renamed_studies_compute_nothing(done, root, study):
+    _, out, _, _ = done
+    wider = study(STUDY.replace("name: tiny", "name: other").replace("seeds: [0, 1]", "seeds: [1, 2]"))
+    todo = needed(plan(wider), Store(out / "cells"))
+    assert todo and all("seed 2" in c.label for c in todo)
+    fewer = study(STUDY.replace("post-hoc", "linear-only"))
+    assert {c.kind for c in needed(plan(fewer), Store(out / "cells"))} == {"fit", "rate", "addition", "negation", "disentanglement", "geometry"}  # fmt: skip
+    changed = study(STUDY.replace("steps: 6", "steps: 7"))
+    assert not {c.kind for c in needed(plan(changed), Store(out / "cells"))} & {"base", "head", "locality"}
+
+
+def test_only_some_results(done, root, tmp_path, study):
+    said, *_ = done
+    found = run(said, tmp_path / "out", root=root, only=["locality on random"])
+    assert [p.name for p in found.results] == [
+        "locality-on-random--base-alone--seed-0.json", "locality-on-random--base-alone--seed-1.json",
+    ]  # fmt: skip
+    assert found.computed == 4  # two bases, two results
+    with pytest.raises(UsageError, match="no result's label contains 'fairness'"):
+        run(said, tmp_path / "out", root=root, only=["fairness"])
+
+
+def test_the_learning_rate_is_chosen_on_validation(done):
+    said, out, *_ = done
+    store = Store(out / "cells")
+    rates = [c for c in ordered(plan(said)) if c.kind == "rate"]
+    assert len(rates) == 8
+    for cell in rates:
+        means = {}
+        for role, need in cell.needs.items():
+            means.setdefault(float(role.split()[1]), []).append(store.outcome(need)["validation"]["value"])
+        best = max(means, key=lambda lr: (sum(means[lr]), -lr))
+        assert store.outcome(cell)["lr"] == best
+
+
+def test_pre_training_and_fine_tuning_share_no_sample(root, study):
+    prepare = Preprocess(8, channels=1)
+    bars = whole("bars", root, prepare, download=False)
+    facts = {
+        "name": "b",
+        "share": 0.5,
+        "keep": (),
+        "limit": None,
+        "validation_limit": 4,
+        "test_limit": 5,
+        "invert": False,
+    }
+    from taskvec.training.pretraining import divided
+
+    first = divided(bars, share=0.5, seed=0)[0].train
+    task = part(bars, facts, prepare)
+
+    def rows(split):
+        return {x.numpy().tobytes() for x in split.inputs[:]}
+
+    assert not rows(first) & (rows(task.train) | rows(task.validation) | rows(task.test))
+    assert len(first) + len(task.train) == len(bars.train) and (len(task.validation), len(task.test)) == (4, 5)
+    some = part(bars, facts | {"keep": ("class2", 0), "limit": 7, "invert": True}, prepare)
+    assert set(some.train.labels.tolist()) == {0, 2} and len(some.train) == 7
+    one = part(bars, facts | {"keep": (0,)}, prepare)
+    turned = part(bars, facts | {"keep": (0,), "invert": True}, prepare)
+    torch.testing.assert_close(turned.train.inputs[:], -one.train.inputs[:])  # mean and std are a half
+    with pytest.raises(UsageError, match=r"no classes \['class9'\]"):
+        part(bars, facts | {"keep": ("class9",)}, prepare)
+
+
+def test_changed_data_is_refused(done, root, tmp_path, study):
+    import shutil
+
+    _said, out, *_ = done
+    other = tmp_path / "data"
+    shutil.copytree(root, other)
+    next((other / "bars" / "test" / "class0").iterdir()).unlink()
+    wider = study(STUDY.replace("coefficients: [0, 1, 3], baselines", "coefficients: [0, 1, 4], baselines"))
+    shutil.copytree(out, tmp_path / "out")
+    with pytest.raises(InputError, match=r"addition on made.*data of bars is not what its vectors were trained on"):
+        run(wider, tmp_path / "out", root=other, only=["addition"])
+
+
+def test_several_processes_share_the_work(root, tmp_path):
+    (tmp_path / "study.yaml").write_text(SMALL, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "taskvec.cli",
+        "run",
+        "study.yaml",
+        "--root",
+        str(root),
+        "-o",
+        "out",
+        "--jobs",
+        "2",
+    ]
+    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    cells = len(ordered(plan(load(tmp_path / "study.yaml"))))
+    assert 0 < said["computed"] < cells, "the second process did nothing"
+    assert len(said["results"]) == 2
+
+
+def test_an_estimate_says_what_there_is_to_do(done, root, tmp_path, study):
+    said, out, *_ = done
+    there = estimate(said, out, root=root)
+    assert all(c.done and c.seconds >= 0 for c in there)
+    fresh = estimate(said, tmp_path / "none", root=root)
+    assert len(fresh) == len(there) and not any(c.done for c in fresh)
+    assert sum(c.seconds for c in fresh) > 0 and {c.seconds for c in fresh if c.kind == "rate"} == {0.0}
+    more = estimate(study(STUDY.replace("seeds: [0, 1]", "seeds: [0, 1, 2]")), out, root=root)
+    longest = {k: max(c.seconds for c in there if c.kind == k) for k in {c.kind for c in there}}
+    assert all(c.seconds <= longest[c.kind] for c in more)  # the others are told from those that are there
+
+
+class TestText:
+    def fails(self, study, old, new, match):
+        with pytest.raises(UsageError, match=match):
+            study(STUDY.replace(old, new))
+
+    def test_every_mistake_has_its_place_and_the_nearest_name(self, study):
+        self.fails(study, "seeds:", "seed:", r"unknown field seed\. Did you mean 'seeds'\?")
+        self.fails(study, "batch: 8", "batches: 8", r"unknown field fit\.batches\. Did you mean 'batch'")
+        self.fails(study, "pretrain: supervised, steps", "pretrain: supervised, step", r"unknown field bases\.made\.step\. Did you mean 'steps'")  # fmt: skip
+        self.fails(study, "subsets: pairs", "subset: pairs", r"protocols\.addition\.subset\. Did you mean 'subsets'")
+        self.fails(study, "tangent", "tangant", r"unknown regime 'tangant'.*Did you mean 'tangent'")
+        self.fails(study, "control: dots", "control: dot", r"protocols\.negation: no task 'dot'.*Did you mean 'dots'")
+        self.fails(
+            study, "pretrain: supervised", "pretrain: dino", r"bases\.made\.pretrain: Input should be 'supervised'"
+        )
+        self.fails(study, "study: 1", "study: 2", "study: Input should be 1, got 2")
+        self.fails(study, "lr: [1.0e-3, 1.0e-2]", "lr: []", "at least one learning rate")
+        self.fails(study, "[0, 1, 3], b", "[0, 0, 3], b", "low must be below high")
+        self.fails(study, "tasks: [bars, dots]", "tasks: [bars, bars]", "a name stands there twice")
+        self.fails(study, "name: tiny", "name: ../tiny", "name: String should match")
+
+    def test_what_is_no_study_is_refused(self, study, tmp_path):
+        with pytest.raises(UsageError, match="begins with `study: 1`, got list"):
+            study("[1, 2]")
+        with pytest.raises(UsageError, match="is not YAML"):
+            study("a: [")
+        with pytest.raises(InputError, match="cannot read the study"):
+            load(tmp_path / "none.yaml")
+
+    def test_a_split_cannot_be_named(self, study):
+        """Choosing on test data is no option that could be set."""
+        for field in ("split: test", "choose_on: test"):
+            self.fails(study, "  geometry: {}", f"  geometry: {{{field}}}", "unknown field protocols.geometry")
+
+    def test_unknown_data_is_said_before_any_work(self, study, root, tmp_path):
+        with pytest.raises(TaskvecError, match=r"unknown data 'mnits'.*Did you mean 'mnist'"):
+            estimate(study(STUDY.replace("[bars, dots]", "{bars: {}, dots: {data: mnits}}")), tmp_path, root=root)
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+    cell = Cell("fit", "fit", {"a": 1})
+    store = Store(tmp_path)
+    store.place(cell).mkdir()
+    (store.place(cell) / "cell.json").write_text("{")
+    with pytest.raises(InputError, match=r"is damaged .* to compute it again"):
+        store.outcome(cell)
+
+
+def test_a_claimed_cell_is_left_to_its_owner(tmp_path):
+    cell, store = Cell("fit", "fit", {"a": 1}), Store(tmp_path)
+    with store.claimed(cell) as mine:
+        assert mine is not None
+        (mine / "half").write_text("x")
+        with store.claimed(cell) as theirs:
+            assert theirs is None
+    with store.claimed(cell) as mine:
+        assert mine is not None and list(mine.iterdir()) == []  # what was interrupted is begun again
+
+
+def test_keys_follow_from_what_decides():
+    a = Cell("fit", "one name", {"x": 1, "y": 2})
+    assert a.key == Cell("fit", "another", {"y": 2, "x": 1}).key != Cell("fit", "one name", {"x": 1, "y": 3}).key
+    assert Cell("r", "", {}, {"fit": a}).key != Cell("r", "", {}, {"fit": Cell("fit", "", {"x": 2})}).key
+    assert isinstance(Bench(Store(Path(os.devnull))), Bench)
