@@ -155,7 +155,7 @@ def _lifted(task: Task, lift: Lift) -> Task:
     """The task with all inputs passed through `lift`, without gradients."""
     torch = require_torch("The text demo")
     with torch.no_grad():
-        parts = {k: Split(lift(s.inputs), s.labels) for k, s in _parts(task).items()}
+        parts = {k: Split(lift(s.inputs[:]), s.labels) for k, s in _parts(task).items()}
     return replace(task, **parts)
 
 
