@@ -237,6 +237,8 @@ def test_what_the_command_refuses(shapes, tmp_path, run_cli, clip_folder):
     assert code == 3 and "no config.json" in err
     code, _, err = run_cli("fit", clip_folder, shapes, *out, "--set", "minst")
     assert code == 2 and "Did you mean 'mnist'" in err
+    code, _, err = run_cli("fit", clip_folder, tmp_path / "a.csv", *out, "--limit", 5)
+    assert code == 2 and "for a folder of images" in err
     (shapes / "train/dark/broken.png").write_bytes(b"")
     code, _, err = run_cli("fit", clip_folder, shapes, *out)
     assert code == 3 and "broken.png" in err and not out[1].exists()
