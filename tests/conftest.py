@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,3 +75,38 @@ def untouched(tmp_path: Path) -> Callable[[Path], Callable[[], None]]:
         return check
 
     return remember
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model of 8 x 8 pixels with random weights and a tokenizer of letters."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
+    import torch
+
+    path = tmp_path_factory.mktemp("models") / "clip"
+    path.mkdir()
+    letters = [*"abcdefghijklmnopqrstuvwxyz."]
+    vocabulary = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
+    (path / "vocab.json").write_text(json.dumps({x: i for i, x in enumerate(vocabulary)}))
+    (path / "merges.txt").write_text("#version: 0.2\n")
+    tokens = {
+        "bos_token_id": len(vocabulary) - 2,
+        "eos_token_id": len(vocabulary) - 1,
+        "pad_token_id": len(vocabulary) - 1,
+    }
+    transformers.CLIPTokenizer(vocab=str(path / "vocab.json"), merges=str(path / "merges.txt")).save_pretrained(path)
+    tower = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "projection_dim": 8,
+    }
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": len(vocabulary), "max_position_embeddings": 20, **tokens},
+        vision_config={**tower, "image_size": 8, "patch_size": 4}, projection_dim=8,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.CLIPModel(config).save_pretrained(path)
+    return path

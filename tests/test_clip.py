@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -19,34 +17,8 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "clip"
-    path.mkdir()
-    letters = [*"abcdefghijklmnopqrstuvwxyz."]
-    vocabulary = [*letters, *(f"{x}</w>" for x in letters), "<|startoftext|>", "<|endoftext|>"]
-    (path / "vocab.json").write_text(json.dumps({x: i for i, x in enumerate(vocabulary)}))
-    (path / "merges.txt").write_text("#version: 0.2\n")
-    tokens = {
-        "bos_token_id": len(vocabulary) - 2,
-        "eos_token_id": len(vocabulary) - 1,
-        "pad_token_id": len(vocabulary) - 1,
-    }
-    transformers.CLIPTokenizer(vocab=str(path / "vocab.json"), merges=str(path / "merges.txt")).save_pretrained(path)
-    tower = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 24,
-        "projection_dim": 8,
-    }
-    config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": len(vocabulary), "max_position_embeddings": 20, **tokens},
-        vision_config={**tower, "image_size": 8, "patch_size": 4}, projection_dim=8,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.CLIPModel(config).save_pretrained(path)
-    return path
+def folder(clip_folder):
+    return clip_folder
 
 
 def test_zero_shot_logits_are_those_of_the_model(folder):

@@ -76,6 +76,8 @@ def fit(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if regime not in REGIMES:
         raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
+    if not data.is_dir() and (known or limit or skip_corrupt):
+        raise UsageError(f"--set, --limit and --skip-corrupt are for a folder of images; {plain(data)} is none.")
     beside, named = out.with_suffix(".head.safetensors"), head is None
     head = None if str(head) == "probe" else head
     if out.suffix != ".safetensors":

@@ -78,11 +78,10 @@ def loaded(
     inner.eval()
     table = Checkpoint.of(inner, label="the module", copy=False)
     if any(name not in base.names for name in table.names):
-        old = _file_names(inner)
-        if all(old.get(n) in base.names for n in table.names):
-            return inner, Checkpoint(
-                graph.rename(base.node, {n: old[n] for n in table.names}, table.node), base.label, True
-            )
+        for prefix in ("", f"{inner.base_model_prefix}."):  # files of models with a head have the prefix
+            old = {n: prefix + m for n, m in _file_names(inner).items() if n in table.names}
+            if len(old) == len(table.names) and all(m in base.names for m in old.values()):
+                return inner, Checkpoint(graph.rename(base.node, old, table.node), base.label, True)
         base = base.shared(table)  # the file carries a prefix, or a head that an encoder has no use for
     absent = [name for name in table.names if name not in base.names]
     if absent:

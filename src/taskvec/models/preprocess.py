@@ -85,6 +85,7 @@ class Preprocess:
             wide, high = (side * width // least, side * height // least)
         if (wide, high) != (width, height):
             image = image.resize((wide, high), how)
+        # Rounded as torchvision's CenterCrop does it; transformers rounds down, which is one pixel for odd margins.
         left, top = round((wide - self.size) / 2), round((high - self.size) / 2)
         if (wide, high) != (self.size, self.size):
             image = image.crop((left, top, left + self.size, top + self.size))

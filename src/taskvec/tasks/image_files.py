@@ -116,7 +116,9 @@ def _class_file(folder: Path) -> dict[str, str]:
     path = folder / "classes.txt"
     if not path.exists():
         return {}
-    lines = [x.strip().partition(" ") for x in path.read_text(encoding="utf-8").splitlines() if x.strip()]
+    lines = [
+        x.strip().partition(" ") for x in path.read_text(encoding="utf-8", errors="replace").splitlines() if x.strip()
+    ]
     return {name: said.strip() or name for name, _, said in lines}
 
 
