@@ -88,6 +88,30 @@ class Part:
         return f"{what} of {'attention projections' if self.kind == 'attention' else 'MLP layers'}{where}"
 
 
+def blocks(module: torch.nn.Module) -> list[str]:
+    """The network's repeated blocks, outermost first: members of a list of modules that share no parameter with the rest.
+
+    Example:
+        >>> import torch
+        >>> layers = [torch.nn.TransformerEncoderLayer(8, 2, 16) for _ in range(2)]
+        >>> blocks(torch.nn.ModuleDict({"layers": torch.nn.ModuleList(layers), "norm": torch.nn.LayerNorm(8)}))
+        ['layers.0', 'layers.1']
+    """
+    torch = require_torch("Finding the blocks of a network")
+    lists = (torch.nn.ModuleList, torch.nn.ModuleDict)  # which are never called themselves
+    found: list[str] = []
+    for path, layer in module.named_modules():
+        inside = any(path.startswith(f"{b}.") for b in found)
+        if path.rpartition(".")[2].isdecimal() and not inside and not isinstance(layer, lists):
+            found.append(path)
+    homes: dict[int, set[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        homes.setdefault(id(p), set()).add(next((b for b in found if name.startswith(f"{b}.")), ""))
+    shared = {b for at in homes.values() if len(at) > 1 for b in at}
+    owned = {b for at in homes.values() for b in at}
+    return [b for b in found if b in owned - shared]
+
+
 def _linear(module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:
     """(kind or "", name within its layer, full name) of every parameter of a linear layer."""
     import torch
