@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Kind = Literal["attention", "mlp"]
 ATTENTION = re.compile(
-    r"(attention|attn)\d*$|^MH(S)?A$|SelfAttention(Layer|Module)$|^Attention(Module|WithRoPE)$", re.I
-)  # a class
+    r"(attention|attn)\d*$|^MH(S)?A$|SelfAttention(Layer|Module)$|^Attention(Module|WithRoPE|Rope|Cl|Downsample)$"
+    r"|Attention(Global|PoolFirst)$|^FactorAttn|^XCA$",
+    re.I,
+)  # a class; the last ones are timm's
 CROSS = re.compile(r"cross_?att|^x_?attn|encoder_?att|encdec|token_to_image", re.I)  # a class or a name
 OTHER = re.compile(r"mlp|feed_?forward|ffn", re.I)  # a class or a name inside attention that is none of it
-HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head"}  # names
+HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head", "downsample"}  # names
 ROUTERS = {"router", "gate", "shared_expert_gate"}  # names of what chooses among experts
 
 
@@ -71,7 +73,7 @@ class Part:
             has = (
                 f"it has linear layers of: {', '.join(kinds)}"
                 if kinds
-                else "it has neither attention modules nor blocks in a list"
+                else "it has no linear layers in attention modules or in blocks in a list"
             )
             raise UsageError(
                 f"{type(module).__name__} has no {self} ({has}; its parameters are {some(list(first))}). "
