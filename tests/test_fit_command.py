@@ -150,6 +150,7 @@ def torchrun(*arguments):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_vector_of_one(encoder, reviews, tmp_path, run_cli):
     head, one, two = (tmp_path / f"{n}.safetensors" for n in ("one.head", "one", "two"))
     assert run_cli("fit", encoder, reviews, "-o", one, *quick("--steps", 5))[0] == 0
