@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,3 +128,58 @@ def test_an_output_is_not_replaced_unasked(encoder, reviews, tmp_path, run_cli):
     out.write_text("mine")
     assert run_cli("fit", encoder, reviews, "-o", out)[0] == 2 and out.read_text() == "mine"
     assert run_cli("fit", encoder, reviews, "-o", tmp_path / "folder")[0] == 2
+
+
+def torchrun(*arguments):
+    """Two processes of the command; the code, and what they wrote to stdout and stderr together."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("torch was built without gloo")
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "--", "taskvec", *map(str, arguments)]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=150)
+        finally:
+            process.terminate()  # which ends the two as well
+    return process.returncode, out, err
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_vector_of_one(encoder, reviews, tmp_path, run_cli):
+    head, one, two = (tmp_path / f"{n}.safetensors" for n in ("one.head", "one", "two"))
+    assert run_cli("fit", encoder, reviews, "-o", one, *quick("--steps", 5))[0] == 0
+    code, out, err = torchrun(
+        "fit",
+        encoder,
+        reviews,
+        "-o",
+        two,
+        "--log",
+        tmp_path / "log.csv",
+        "--head",
+        head,
+        *quick("--steps", 5, "--json"),
+    )
+    assert code == 0, err
+    assert json.loads(out)["output"] == str(two)  # one document
+    assert err.count("parameters (") == 1
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 6
+    a, b = TaskVector.read(one), TaskVector.read(two)
+    assert a.norm() > 0.01
+    for n, x in a.arrays().items():
+        if x.ndim > 1:  # the gradient of a key's bias is rounding, which Adam makes as large as any other
+            np.testing.assert_allclose(b.array(n), x, atol=2e-5, err_msg=n)
+
+
+@pytest.mark.slow
+def test_an_error_of_both_processes_is_said_once(encoder, reviews, tmp_path):
+    code, out, err = torchrun("fit", encoder, reviews, "-o", tmp_path / "a.safetensors", "--regime", "tangnt")
+    assert code and not out and err.count("Did you mean 'tangent'") == 1, err
+    code, _, err = torchrun("fit", encoder, reviews, "-o", tmp_path / "a.safetensors", "--device", "cuda:0")
+    assert code and "--device cuda:" in err, err

@@ -202,7 +202,7 @@ def test_a_network_without_attention_says_what_it_has():
     convnext = nn.Sequential(nn.ModuleDict({"dw": nn.Conv2d(4, 4, 3), "pw": nn.Linear(4, 8)}), nn.Linear(8, 2))
     with pytest.raises(UsageError, match=r"no weights of attention projections \(it has linear layers of: mlp"):
         LINEAR_ONLY.names(convnext)
-    with pytest.raises(UsageError, match="neither attention modules nor blocks"):
+    with pytest.raises(UsageError, match="no linear layers in attention modules or in blocks"):
         LINEAR_ONLY.names(nn.Conv2d(1, 1, 1))
 
 

@@ -86,7 +86,8 @@ def pretrain(
     parts = [divided(task(name), share=share, seed=split_seed) for name in data]
     inputs, labels, classes = jointly([first for first, _ in parts])
     rest = [second for _, second in parts]
-    made, begun, facts = Checkpoint.of(model, label="random"), time.process_time(), {}
+    made, begun = Checkpoint.of(model, label="random"), time.process_time()
+    facts: dict[str, Any] = {}
     if how != "random":
         spec = replace(RECIPES[how].spec, seed=seed)
         given = {"steps": steps, "lr": lr, "batch": batch}
@@ -120,6 +121,7 @@ def pretrain(
         )
         return
     if facts:
+        first, last = facts["loss"].values()
         print(f"{plain(out)}: {how}, loss {first:.3f} -> {last:.3f}, {seconds:.0f} s of CPU time")
     else:
         print(f"{plain(out)}: {how}")

@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..errors import UsageError, nearest, plain
+from ..errors import InputError, UsageError, nearest, plain
 from ..files import replace_text
 from .commands import _json, _overwrite, cli
 from .images import image_data
 from .terminal import note, print_json
 
-REGIMES = {
-    "standard": "STANDARD", "tangent": "TANGENT", "linear-only": "LINEAR_ONLY", "linear-only-biases": "LINEAR_ONLY_BIASES",
-    "bias-attention": "BIAS_ATTENTION", "mlp-only": "MLP_ONLY", "lora": "LORA", "linearised-lora": "LINEARISED_LORA",
-}  # fmt: skip
+REGIMES = (
+    "standard", "tangent", "linear-only", "linear-only-biases", "bias-attention", "mlp-only", "lora", "linearised-lora",
+)  # fmt: skip  # said here too, because `--help` does not load the training room
+
+
+def _together(command: Callable[..., None]) -> Callable[..., None]:
+    """Under torchrun or accelerate launch join the other processes. The command learns whether it is the `first` of them, which
+    alone writes and speaks; errors that the first on each machine has too are said by that one."""
+
+    @functools.wraps(command)
+    def run(*, device: str | None, **arguments: Any) -> None:
+        # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from ..training.parallel import launched
+
+        with launched(device) as (processes, own):
+            if processes.rank == 0:
+                return command(device=own, first=True, **arguments)
+            try:
+                with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    command(device=own, first=False, **arguments)
+            except (UsageError, InputError) as error:
+                if os.environ["LOCAL_RANK"] == "0":
+                    raise
+                raise click.exceptions.Exit(error.exit_code) from error
+
+    return run
 
 
 @cli.command(short_help="Fine-tune a text or image encoder; write its task vector.")
@@ -56,11 +81,12 @@ REGIMES = {
 @click.option("--log", type=click.Path(path_type=Path), help="Write step and loss of every update to this CSV file.")
 @_overwrite
 @_json
+@_together
 def fit(
     base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None,
     steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, known: str | None, limit: int | None,
     skip_corrupt: bool, seed: int, device: str | None, state: Path | None,
-    log: Path | None, overwrite: bool, as_json: bool,
+    log: Path | None, overwrite: bool, as_json: bool, first: bool,
 ) -> None:  # fmt: skip
     """Fine-tune the encoder in the folder BASE on the labelled sentences or images of DATA and write its task vector.
 
@@ -71,9 +97,11 @@ def fit(
     taskvec fit minilm/ reviews.csv --regime tangent -o reviews.safetensors
     taskvec fit minilm/ other.csv --head reviews.head.safetensors -o other.safetensors
     taskvec fit clip-b32/ data/gtsrb/ --set gtsrb -o gtsrb.safetensors
+
+    \b
+    Several processes share every batch and give one vector:
+    torchrun --nproc-per-node 2 -m -- taskvec fit minilm/ reviews.csv -o reviews.safetensors
     """
-    # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if regime not in REGIMES:
         raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
     if not data.is_dir() and (known or limit or skip_corrupt):
@@ -116,6 +144,8 @@ def fit(
     spec = training.TrainSpec(steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed)
     with _steps(steps) as step:
         made = training.fit(model, start, task, regime=how, spec=spec, progress=step, state=state)
+    if not first:
+        return
     if log is not None:
         rows = [f"{i},{loss!r}" for i, loss in enumerate(made.losses, 1)]
         replace_text(log, "\n".join(["step,loss", *rows]) + "\n", what="the log")
@@ -149,7 +179,7 @@ def _regime(name: str, only: str | None) -> Any:
     from .. import training
     from ..select import Select, matching
 
-    how: training.Regime = getattr(training, REGIMES[name])
+    how = training.regime.REGIMES[name]
     if not only:
         return how
     chosen = matching(only)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,39 +79,50 @@ def bind(module: torch.nn.Module) -> Bound:
         >>> bind(layer)({"weight": torch.tensor([[2.0, 3.0]])}, torch.ones(1, 2))
         tensor([[5.]])
     """
-    torch = require_torch("Binding a model")
+    require_torch("Binding a model")
     from torch.func import functional_call
 
-    # A copy of the structure that shares the tensors: eval() must not reach the caller's module.
-    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    twin = copy.deepcopy(module, shared).eval()
+    twin = twin_of(module)
     first = aliases(twin)
 
     def f(params: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         check_names({n: tuple(t.shape) for n, t in params.items()}, twin, "the given weights")
-        try:
-            out = functional_call(twin, under_first_names(params, first), (x,))
-        except torch.OutOfMemoryError as error:
-            raise StorageError(
-                f"out of memory on {x.device} with {len(x)} samples at a time. Use a smaller TrainSpec(batch=...), with "
-                "accumulate=... for the same update."
-            ) from error
-        except (RuntimeError, IndexError, TypeError) as error:
-            if isinstance(error, TaskvecError):
-                raise
-            raise UsageError(
-                f"{type(module).__name__} cannot be applied to inputs of {x.dtype}, shape {list(x.shape)}: "
-                f"{str(error).splitlines()[0]}."
-            ) from error
-        if not isinstance(out, torch.Tensor):
-            raise UsageError(
-                f"{type(module).__name__} returns {type(out).__name__}, expected one tensor of features. Wrap it in a module that "
-                "returns that tensor alone."
-            )
-        return out
+        run = functools.partial(functional_call, twin, under_first_names(params, first), (x,))
+        return applied(type(module).__name__, x, run)
 
     f.buffers = frozenset(n for n, _ in twin.named_buffers())  # type: ignore[attr-defined]
     return f
+
+
+def twin_of(module: torch.nn.Module) -> Any:
+    """A copy of the module's structure, in evaluation mode, that shares the tensors."""
+    shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, shared).eval()
+
+
+def applied(model: str, x: torch.Tensor, run: Callable[[], Any]) -> torch.Tensor:
+    """The outputs that `run` gives for the inputs `x`; what can go wrong in a model, as errors that say so."""
+    import torch
+
+    try:
+        out = run()
+    except torch.OutOfMemoryError as error:
+        raise StorageError(
+            f"out of memory on {x.device} with {len(x)} samples at a time. Use a smaller TrainSpec(batch=...), with "
+            "accumulate=... for the same update."
+        ) from error
+    except (RuntimeError, IndexError, TypeError) as error:
+        if isinstance(error, TaskvecError):
+            raise
+        raise UsageError(
+            f"{model} cannot be applied to inputs of {x.dtype}, shape {list(x.shape)}: {str(error).splitlines()[0]}."
+        ) from error
+    if not isinstance(out, torch.Tensor):
+        raise UsageError(
+            f"{model} returns {type(out).__name__}, expected one tensor of features. Wrap it in a module that "
+            "returns that tensor alone."
+        )
+    return out
 
 
 def aliases(module: torch.nn.Module) -> dict[str, str]:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Kind = Literal["attention", "mlp"]
 ATTENTION = re.compile(
-    r"(attention|attn)\d*$|^MH(S)?A$|SelfAttention(Layer|Module)$|^Attention(Module|WithRoPE)$", re.I
-)  # a class
+    r"(attention|attn)\d*$|^MH(S)?A$|SelfAttention(Layer|Module)$|^Attention(Module|WithRoPE|Rope|Cl|Downsample)$"
+    r"|Attention(Global|PoolFirst)$|^FactorAttn|^XCA$",
+    re.I,
+)  # a class; the last ones are timm's
 CROSS = re.compile(r"cross_?att|^x_?attn|encoder_?att|encdec|token_to_image", re.I)  # a class or a name
 OTHER = re.compile(r"mlp|feed_?forward|ffn", re.I)  # a class or a name inside attention that is none of it
-HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head"}  # names
+HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head", "downsample"}  # names
 EMBEDDING = re.compile(r"embed|(cls|class|mask|dist|distillation|register)_tokens?$", re.I)  # a name
 ROUTERS = {"router", "gate", "shared_expert_gate"}  # names of what chooses among experts
 
@@ -72,7 +74,7 @@ class Part:
             has = (
                 f"it has linear layers of: {', '.join(kinds)}"
                 if kinds
-                else "it has neither attention modules nor blocks in a list"
+                else "it has no linear layers in attention modules or in blocks in a list"
             )
             raise UsageError(
                 f"{type(module).__name__} has no {self} ({has}; its parameters are {some(list(first))}). "
@@ -106,6 +108,30 @@ def kinds(module: torch.nn.Module) -> dict[str, str]:
             kind = "norm" if norm else "embedding" if embedding or EMBEDDING.search(inner) else "other"
             found.setdefault(f"{path}.{inner}" if path else inner, kind)
     return {name: found[name] for name, _ in module.named_parameters(remove_duplicate=False)}
+
+
+def blocks(module: torch.nn.Module) -> list[str]:
+    """The network's repeated blocks, outermost first: members of a list of modules that share no parameter with the rest.
+
+    Example:
+        >>> import torch
+        >>> layers = [torch.nn.TransformerEncoderLayer(8, 2, 16) for _ in range(2)]
+        >>> blocks(torch.nn.ModuleDict({"layers": torch.nn.ModuleList(layers), "norm": torch.nn.LayerNorm(8)}))
+        ['layers.0', 'layers.1']
+    """
+    torch = require_torch("Finding the blocks of a network")
+    lists = (torch.nn.ModuleList, torch.nn.ModuleDict)  # which are never called themselves
+    found: list[str] = []
+    for path, layer in module.named_modules():
+        inside = any(path.startswith(f"{b}.") for b in found)
+        if path.rpartition(".")[2].isdecimal() and not inside and not isinstance(layer, lists):
+            found.append(path)
+    homes: dict[int, set[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        homes.setdefault(id(p), set()).add(next((b for b in found if name.startswith(f"{b}.")), ""))
+    shared = {b for at in homes.values() if len(at) > 1 for b in at}
+    owned = {b for at in homes.values() for b in at}
+    return [b for b in found if b in owned - shared]
 
 
 def _linear(module: torch.nn.Module) -> Iterator[tuple[str, str, str]]:

@@ -18,9 +18,11 @@ from .regime import (
     Rank,
     Regime,
 )
+from .sharded import fit_sharded
 from .statistics import fisher, gram
 
 __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
-    "TANGENT", "Fitted", "Penalty", "Pretrained", "Rank", "Regime", "TrainSpec", "fisher", "fit", "gram", "orthogonal", "pretrain", "probe", "tau_jp",
+    "TANGENT", "Fitted", "Penalty", "Pretrained", "Rank", "Regime", "TrainSpec", "fisher", "fit", "fit_sharded",
+    "gram", "orthogonal", "pretrain", "probe", "tau_jp",
 ]  # fmt: skip

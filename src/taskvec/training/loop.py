@@ -14,7 +14,7 @@ from ..models.forward import Forward
 from ..models.functional import Bound, aliases, bind, device_of, require_torch, tensors, under_first_names
 from ..tasks.task import Head, Task
 from ..weights import Checkpoint, TaskVector
-from .coordinates import coordinates
+from .coordinates import Coordinates, coordinates
 from .parallel import team
 from .penalties import Penalty
 from .regime import STANDARD, Regime
@@ -150,7 +150,7 @@ def fit(
     spec = spec or TrainSpec()
     state = None if state is None else Path(state)
     processes = team()
-    _check(base, task, regime, spec, processes.size, ascent)
+    check(base, task, regime, spec, processes.size, ascent)
     device = device_of(model)
     f = bind(model)
     first = aliases(model)  # tied weights learn once, under their first name
@@ -181,7 +181,7 @@ def fit(
     if state is not None and state.exists():
         saved = load_state(state, run, learned, optimiser, generator)
     losses, kept, looks, best = list(saved.losses), dict(saved.kept), dict(saved.looks), saved.best
-    batches = _Batches(len(labels), spec.batch, generator, saved.order, saved.position)
+    batches = Batches(len(labels), spec.batch, generator, saved.order, saved.position)
 
     def backward(rows: torch.Tensor) -> float:
         """One batch's part of the loss; adds its gradient."""
@@ -217,23 +217,8 @@ def fit(
                 total = torch.tensor(loss, dtype=torch.float64, device=device)
                 processes.add_up([total, *(t.grad for t in learned.values())])
                 loss = float(total)
-            if not math.isfinite(loss):
-                raise NonFinite(
-                    f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
-                    f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN."
-                )
-            if step == 0 and all(t.grad is None for t in learned.values()):
-                raise UsageError(
-                    f"nothing can be learnt: the loss does not depend on any of {some(learned)}. Does the model detach its outputs, or "
-                    "run under no_grad?"
-                )
             losses.append(loss)
-            torch.nn.utils.clip_grad_norm_(learned.values(), spec.clip)
-            rate = spec.lr * _rate(step, spec.steps, spec.warmup)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            point.decay(rate * spec.weight_decay)
-            optimiser.step()
+            update(step, loss, task, spec, point, learned, optimiser, torch.nn.utils.clip_grad_norm_)
             if step + 1 in keep:
                 kept[step + 1] = {n: d.detach().cpu().clone() for n, d in point.delta(formed=True).items()}
             if spec.check and ((step + 1) % spec.check == 0 or step + 1 == spec.steps):
@@ -249,7 +234,7 @@ def fit(
                 progress(step + 1, loss)
     learnt = dict(best or snapshot())
     trained = replace(given, **({n: learnt.pop(f"head.{n}") for n in ("weight", "bias")} if learn_head else {}))
-    made = _fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
+    made = fitted(base, task, start, first, learnt, trained, tuple(losses), regime.forward, label or task.name)
     names = {n: first.get(n, n) for n in made.vector.names}
     on_the_way = {
         s: TaskVector.of(
@@ -280,8 +265,36 @@ def _validation_loss(
     return total / len(split) if math.isfinite(total) else math.inf
 
 
+def update(
+    step: int, loss: float, task: Task, spec: TrainSpec, point: Coordinates, learned: Mapping[str, torch.Tensor],
+    optimiser: torch.optim.Optimizer, clip: Callable[[Collection[torch.Tensor], float], object],
+) -> None:  # fmt: skip
+    """One update from the gradients that are there: clip them, decay theta, step at the rate of the schedule.
+
+    Raises:
+        NonFinite: the loss is; says at which step.
+        UsageError: the first loss does not depend on what learns.
+    """
+    if not math.isfinite(loss):
+        raise NonFinite(
+            f"training on {task.name!r} failed at step {step + 1} of {spec.steps}: the loss is {loss}. "
+            f"Lower the learning rate (now {spec.lr:g}), or check the inputs for NaN."
+        )
+    if step == 0 and all(t.grad is None for t in learned.values()):
+        raise UsageError(
+            f"nothing can be learnt: the loss does not depend on any of {some(learned)}. Does the model detach its outputs, or "
+            "run under no_grad?"
+        )
+    clip(learned.values(), spec.clip)
+    rate = spec.lr * rate_at(step, spec.steps, spec.warmup)
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    point.decay(rate * spec.weight_decay)
+    optimiser.step()
+
+
 @dataclass
-class _Batches:
+class Batches:
     """Index batches, epoch after epoch, each epoch a new permutation; the incomplete last batch of an epoch is dropped."""
 
     n: int
@@ -310,7 +323,7 @@ def _interruptible(safe: Callable[[], int], state: Path | None) -> Iterator[None
         raise
 
 
-def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, processes: int, ascent: bool) -> None:
+def check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, processes: int, ascent: bool = False) -> None:
     """Refuse, before any work, what cannot be trained."""
     if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
         raise UsageError(
@@ -334,7 +347,7 @@ def _check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, proces
         )
 
 
-def _fitted(
+def fitted(
     base: Checkpoint, task: Task, start: Mapping[str, torch.Tensor], first: Mapping[str, str],
     learnt: Mapping[str, torch.Tensor], head: Head, losses: tuple[float, ...], forward: Forward, label: str,
 ) -> Fitted:  # fmt: skip
@@ -360,7 +373,7 @@ def _zero_head(f: Bound, params: Mapping[str, torch.Tensor], task: Task, device:
     return Head(torch.zeros(len(task.classes), width), torch.zeros(len(task.classes)))
 
 
-def _rate(step: int, steps: int, warmup: float) -> float:
+def rate_at(step: int, steps: int, warmup: float) -> float:
     """Linear from above 0 to 1 over the warm-up, then a half cosine to 0."""
     rise = warmup * steps
     if step < rise:

@@ -17,7 +17,7 @@ from ..tasks.metrics import accuracy
 from ..tasks.task import Split, Task
 from ..tasks.vision import jitter
 from ..weights import Checkpoint
-from .loop import TrainSpec, _Batches, _rate
+from .loop import Batches, TrainSpec, rate_at
 from .objectives import PRETRAININGS, Build
 from .probe import probe
 
@@ -101,7 +101,7 @@ def pretrain(
         ],
         lr=spec.lr,
     )
-    batches = _Batches(len(inputs), spec.batch, generator, torch.empty(0, dtype=torch.long), 0)
+    batches = Batches(len(inputs), spec.batch, generator, torch.empty(0, dtype=torch.long), 0)
     losses: list[float] = []
     for step in range(spec.steps):
         optimiser.zero_grad()
@@ -121,7 +121,7 @@ def pretrain(
         losses.append(total)
         torch.nn.utils.clip_grad_norm_(learned, spec.clip)
         for group in optimiser.param_groups:
-            group["lr"] = spec.lr * _rate(step, spec.steps, spec.warmup)
+            group["lr"] = spec.lr * rate_at(step, spec.steps, spec.warmup)
         optimiser.step()
         objective.after((step + 1) / spec.steps)
         if progress:

@@ -1,0 +1,5 @@
+"""``python -m taskvec``, and ``torchrun -m taskvec``."""
+
+from .cli import main
+
+main()
