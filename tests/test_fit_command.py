@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from taskvec.tasks import Head
+from taskvec.tasks import Head, read_heads
 from taskvec.weights import Checkpoint, TaskVector
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
@@ -183,3 +184,55 @@ def test_an_error_of_both_processes_is_said_once(encoder, reviews, tmp_path):
     assert code and not out and err.count("Did you mean 'tangent'") == 1, err
     code, _, err = torchrun("fit", encoder, reviews, "-o", tmp_path / "a.safetensors", "--device", "cuda:0")
     assert code and "--device cuda:" in err, err
+
+
+def test_heads_are_kept_by_task_in_one_file(encoder, reviews, tmp_path, run_cli):
+    heads, first, second = (tmp_path / f"{n}.safetensors" for n in ("heads", "first", "second"))
+    for out in (first, second):
+        code, _, err = run_cli("fit", encoder, reviews, "-o", out, "--heads", heads, *quick("--steps", 3))
+        assert code == 0 and "probing a head" in err, err
+    assert list(read_heads(heads)) == ["first", "second"] and not (tmp_path / "first.head.safetensors").exists()
+    before = heads.read_bytes()
+    code, _, err = run_cli("fit", encoder, reviews, "-o", first, "--heads", heads, "--overwrite", *quick("--steps", 3))
+    assert code == 0 and "probing" not in err and heads.read_bytes() == before
+    code, _, err = run_cli(
+        "fit", encoder, reviews, "-o", tmp_path / "x.safetensors", "--heads", heads, "--head", "probe"
+    )
+    assert code == 2 and "Name one" in err
+
+
+def test_an_early_stop_and_its_log(encoder, reviews, tmp_path, run_cli):
+    out, log = tmp_path / "a.safetensors", tmp_path / "log.json"
+    arguments = ["--check", 2, "--patience", 1, "--lr", "0.3", "--log", log, "--json"]
+    code, said, err = run_cli("fit", encoder, reviews, "-o", out, *quick(*arguments))
+    assert code == 0, err
+    written = json.loads(log.read_text())
+    looks = {r["step"]: r["validation_loss"] for r in written["steps"] if r["validation_loss"] is not None}
+    assert len(written["steps"]) < 20, "a rate this high should have been stopped"
+    assert written["returned_step"] == json.loads(said)["step"] == min(looks, key=looks.get) == max(looks) - 2
+    code, _, err = run_cli("fit", encoder, reviews, "-o", tmp_path / "b.safetensors", "--patience", 2)
+    assert code == 2 and "set --check" in err
+    code, _, err = run_cli("fit", encoder, reviews, "-o", tmp_path / "b.safetensors", "--log", tmp_path / "log.txt")
+    assert code == 2 and ".csv or .json" in err
+
+
+def test_a_log_for_tensorboard(encoder, reviews, tmp_path, run_cli):
+    arguments = [
+        "fit",
+        encoder,
+        reviews,
+        "-o",
+        tmp_path / "a.safetensors",
+        "--log",
+        tmp_path / "runs",
+        *quick("--check", 10),
+    ]
+    code, _, err = run_cli(*arguments)
+    if importlib.util.find_spec("tensorboard") is None:
+        assert code == 2 and "pip install tensorboard" in err
+        return
+    assert code == 0, err
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(tmp_path / "runs")).Reload()
+    assert len(seen.Scalars("loss")) == 20 and [e.step for e in seen.Scalars("validation loss")] == [10, 20]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import StorageError
@@ -46,3 +47,27 @@ def replace_text(path: str | Path, text: str, *, what: str) -> Path:
             f"cannot write {what} {path}: {error.strerror}. Choose another path, or make room or permission there."
         ) from error
     return path
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """While this lasts, other processes that ask for the same path wait. A small lock file stays beside it.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    import fcntl
+
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise StorageError(
+            f"cannot lock {path}: {error.strerror}. Choose another path, or get permission there."
+        ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

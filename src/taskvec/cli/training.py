@@ -15,7 +15,6 @@ from typing import Any
 import click
 
 from ..errors import InputError, UsageError, nearest, plain
-from ..files import replace_text
 from .commands import _json, _overwrite, cli
 from .images import image_data
 from .terminal import note, print_json
@@ -63,6 +62,11 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path),
     help="A head to keep frozen, or 'probe'; else zero-shot for CLIP, probed on the base for others.",
 )
+@click.option(
+    "--heads",
+    type=click.Path(path_type=Path),
+    help="A file of heads by task, named as the vector: this one's is taken from it, or made and added to it.",
+)
 @click.option("--steps", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--lr", type=float, default=1e-4, show_default=True, help="Learning rate after the warm-up.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
@@ -78,15 +82,23 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--state", type=click.Path(path_type=Path), help="Keep the run in this .safetensors file and go on from it."
 )
-@click.option("--log", type=click.Path(path_type=Path), help="Write step and loss of every update to this CSV file.")
+@click.option(
+    "--check",
+    type=click.IntRange(1),
+    help="Updates between looks at validation; the vector of the best look is written.",
+)
+@click.option("--patience", type=click.IntRange(1), help="With --check: looks without a lesser loss before it stops.")
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="Losses to a .csv or .json file, or to a folder for TensorBoard."
+)
 @_overwrite
 @_json
 @_together
 def fit(
-    base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None,
+    base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None, heads: Path | None,
     steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, known: str | None, limit: int | None,
     skip_corrupt: bool, seed: int, device: str | None, state: Path | None,
-    log: Path | None, overwrite: bool, as_json: bool, first: bool,
+    check: int | None, patience: int | None, log: Path | None, overwrite: bool, as_json: bool, first: bool,
 ) -> None:  # fmt: skip
     """Fine-tune the encoder in the folder BASE on the labelled sentences or images of DATA and write its task vector.
 
@@ -106,22 +118,30 @@ def fit(
         raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
     if not data.is_dir() and (known or limit or skip_corrupt):
         raise UsageError(f"--set, --limit and --skip-corrupt are for a folder of images; {plain(data)} is none.")
+    if patience and not check:
+        raise UsageError("--patience counts looks at validation; set --check, the number of updates between two.")
+    if head is not None and heads is not None:
+        raise UsageError("--head and --heads both say where the head is. Name one.")
     beside, named = out.with_suffix(".head.safetensors"), head is None
     head = None if str(head) == "probe" else head
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write {plain(out)}: a vector is one file whose name ends in .safetensors.")
-    for path in (out, *((beside,) if head is None else ())):
+    for path in (out, *((beside,) if head is None and heads is None else ())):
         if path.exists() and not overwrite:
             raise UsageError(f"{plain(path)} exists. Use --overwrite to replace it, or name another.")
     from .. import training
     from ..models.hub import filed, tokenizer, transformer
     from ..search import curves
-    from ..tasks import Head
+    from ..tasks import Head, add_head, read_heads, with_heads
     from ..tasks.text import read_sentences, sentences_task
+    from ..training.log import check_log, logged, write_log
     from ..weights.device import device as check_device
 
     check_device(device)
+    if log is not None:
+        check_log(log)
     how = _regime(regime, only)
+    known_head = heads is not None and heads.exists() and out.stem in read_heads(heads)
     if data.is_dir():
         (model, start, *_), task = image_data(
             base, data, known=known, limit=limit, seed=seed, skip_corrupt=skip_corrupt, named=named
@@ -134,32 +154,38 @@ def fit(
         task = sentences_task(sentences, tokenise=tokenizer(base, max_tokens=max_tokens), seed=seed)
     if device:
         model = model.to(device)
-    if head is not None:
+    task = replace(task, name=out.stem) if heads is not None else task
+    if heads is not None and known_head:
+        (task,) = with_heads([task], heads)
+    elif head is not None:
         task = task.with_head(Head.read(head))
     elif task.head is None:
         what = "images" if data.is_dir() else "sentences"
         note(f"probing a head of {len(task.classes)} classes on the base ({len(task.train)} {what})")
         task = task.with_head(training.probe(model, start, task))
     note(how.said(model))
-    spec = training.TrainSpec(steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed)
-    with _steps(steps) as step:
-        made = training.fit(model, start, task, regime=how, spec=spec, progress=step, state=state)
+    spec = training.TrainSpec(
+        steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed, check=check or 0, patience=patience or 0
+    )
+    with _steps(steps) as step, logged(log if first else None, step) as progress:
+        made = training.fit(model, start, task, regime=how, spec=spec, progress=progress, state=state)
     if not first:
         return
     if log is not None:
-        rows = [f"{i},{loss!r}" for i, loss in enumerate(made.losses, 1)]
-        replace_text(log, "\n".join(["step,loss", *rows]) + "\n", what="the log")
+        write_log(log, made)
     parts = {task.name: (task.validation, task.needs_head())}
     before, after = curves(model, start, made.vector, parts, coefficients=(0.0, 1.0), forward=made.forward)[task.name]
     # Under the names of the base's file, which may be older than the model's.
     (filed(made.vector, start) if data.is_dir() else made.vector).save(out, overwrite=overwrite)
-    if head is None:
+    if heads is not None and not known_head:
+        add_head(heads, task)
+    elif head is None and heads is None:
         made.head.save(beside, overwrite=overwrite)
     facts = {
-        "output": str(out), "head": str(head or beside), "regime": how.name, "forward": made.forward.name,
+        "output": str(out), "head": str(head or heads or beside), "regime": how.name, "forward": made.forward.name,
         "classes": list(task.classes), "samples": {"train": len(task.train), "validation": len(task.validation)},
         "tensors": len(made.vector.names), "values": sum(s.size for s in made.vector.spec.values()), "norm": made.vector.norm(),
-        "loss": {"first": made.losses[0], "last": made.losses[-1]},
+        "loss": {"first": made.losses[0], "last": made.losses[-1]}, "step": made.step,
         "validation": {"base": before.model_dump(), "fine-tuned": after.model_dump()},
     }  # fmt: skip
     if as_json:
@@ -171,6 +197,7 @@ def fit(
     print(
         f"validation accuracy {before} -> {after} [{100 * after.low:.1f}, {100 * after.high:.1f}], n {after.n}; "
         f"loss {made.losses[0]:.3f} -> {made.losses[-1]:.3f}"
+        + (f"; the vector is that of update {made.step} of {len(made.losses)}" if check else "")
     )
 
 

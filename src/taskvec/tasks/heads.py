@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import KeyMismatch, UnknownName, UsageError, nearest, some
+from ..files import exclusive
 from ..models.functional import require_torch
 from ..weights import Checkpoint
 from .task import Head, Task
@@ -83,3 +85,18 @@ def with_heads(tasks: Sequence[Task], path: str | Path) -> tuple[Task, ...]:
                 + " Make a head for this task."
             )
     return tuple(t.with_head(kept[t.name][0]) for t in tasks)
+
+
+def add_head(path: str | Path, task: Task) -> Path:
+    """Put the task's head into the file, in place of an earlier one of its name; the file is made if it is missing.
+
+    Several processes may do so at once: each waits for the others.
+    """
+    path = Path(path)
+    with exclusive(path):
+        others = read_heads(path) if path.exists() else {}
+        # A task without data: what is kept of one is its name, its head and its classes.
+        kept = [
+            replace(task, name=n, head=head, classes=classes) for n, (head, classes) in others.items() if n != task.name
+        ]
+        return save_heads(path, [*kept, task], overwrite=path.exists())
