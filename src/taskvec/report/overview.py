@@ -172,12 +172,17 @@ def spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) ->
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
+REGIMES = ("standard", "post-hoc", "tangent", "linear-only")  # as papers list them; others follow by name
+
+
 def by_key(placed: Sequence[tuple[Where, Any]]) -> dict[Key, list[tuple[Where, Any]]]:
-    """Results by base and regime, in the order of the study."""
+    """Results by base and regime: bases as they come, regimes as papers list them."""
     out: dict[Key, list[tuple[Where, Any]]] = {}
     for where, result in placed:
         out.setdefault((str(where["base"]), str(where["regime"])), []).append((where, result))
-    return out
+    bases = list(dict.fromkeys(base for base, _ in out))
+    rank = {r: i for i, r in enumerate(REGIMES)}
+    return {k: out[k] for k in sorted(out, key=lambda k: (bases.index(k[0]), rank.get(k[1], len(rank)), k[1]))}
 
 
 def _seeds(found: Sequence[tuple[Where, Any]]) -> str:
