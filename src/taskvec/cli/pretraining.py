@@ -86,7 +86,8 @@ def pretrain(
     parts = [divided(task(name), share=share, seed=split_seed) for name in data]
     inputs, labels, classes = jointly([first for first, _ in parts])
     rest = [second for _, second in parts]
-    made, begun, facts = Checkpoint.of(model, label="random"), time.process_time(), {}
+    made, begun = Checkpoint.of(model, label="random"), time.process_time()
+    facts: dict[str, Any] = {}
     if how != "random":
         spec = replace(RECIPES[how].spec, seed=seed)
         given = {"steps": steps, "lr": lr, "batch": batch}
@@ -119,10 +120,11 @@ def pretrain(
             {"output": str(out), **said, "seconds": seconds, "probe": {n: s.model_dump() for n, s in scores.items()}},
         )
         return
-    if facts:
-        print(f"{plain(out)}: {how}, loss {first:.3f} -> {last:.3f}, {seconds:.0f} s of CPU time")
-    else:
-        print(f"{plain(out)}: {how}")
+    loss = facts.get("loss")
+    print(
+        f"{plain(out)}: {how}"
+        + (f", loss {loss['first tenth']:.3f} -> {loss['last tenth']:.3f}, {seconds:.0f} s of CPU time" if loss else "")
+    )
     for name, score in scores.items():
         print(
             f"linear probe on {name}: {score} [{100 * score.low:.1f}, {100 * score.high:.1f}], n {score.n} (validation)"
