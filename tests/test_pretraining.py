@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -350,3 +352,12 @@ def test_the_command_writes_a_folder_that_says_how_it_was_made(waves, run_cli):
     assert code == 0 and "random" in said and "n 6 (validation)" in said, err
     code, _, err = run_cli("pretrain", *waves, "--how", "mask", "-o", out.parent / "other")
     assert code == 2 and "'masked'" in err
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: eval)")
+    text = (Path(__file__).parents[1] / "docs/pretraining.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(code, "pretraining.md", "exec"), {})
+    assert (tmp_path / "base" / "config.json").exists()
