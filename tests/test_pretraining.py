@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,16 +38,21 @@ def vit(**sizes: Any) -> VisionTransformer:
     return small_vit(**made, generator=generator())
 
 
+def waves_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vertical, horizontal and diagonal waves in turn, uint8 ``[n, 16, 16]``, and which."""
+    at = np.arange(16) / 16 * 2 * 2 * np.pi
+    labels = np.arange(n) % 3
+    kinds = np.stack([np.broadcast_to(at, (16, 16)), np.broadcast_to(at[:, None], (16, 16)), at + at[:, None]])
+    phase = 2 * np.pi * np.random.default_rng(1).random((n, 1, 1))
+    return np.round(127.5 + 127.5 * np.sin(kinds[labels] + phase)).astype(np.uint8), labels
+
+
 @pytest.fixture(scope="module")
 def stripes():
     """Three kinds of images: vertical, horizontal and diagonal waves of random phase and colour; 96 of 16 x 16 pixels."""
-    g = generator(1)
-    labels = torch.arange(96) % 3
-    at = torch.arange(16) / 16 * 6.28 * 2
-    phase = 6.28 * torch.rand(96, 1, 1, generator=g)
-    kinds = torch.stack([at[None].expand(16, 16), at[:, None].expand(16, 16), at[None] + at[:, None]])
-    grey = (kinds[labels] + phase).sin()
-    return grey[:, None] * (0.5 + torch.rand(96, 3, 1, 1, generator=g)), labels
+    grey, labels = waves_of(96)
+    x = torch.from_numpy(grey).float() / 127.5 - 1
+    return x[:, None] * (0.5 + torch.rand(96, 3, 1, 1, generator=generator(2))), torch.from_numpy(labels)
 
 
 def made(stripes, how, *, seed=0, **changes):
@@ -310,3 +318,46 @@ def test_damaged_folders_are_errors_that_say_what_is_wrong(folder, change, messa
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="is not a folder"):
         read_small_vit(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def waves(tmp_path):
+    """Two sets as npz files, grey, 16 x 16 pixels, 60 training and 12 test images each."""
+    x, y = waves_of(72)
+    for name, picture in (("waves", x), ("faint", x // 3)):
+        (tmp_path / name).mkdir()
+        np.savez(
+            tmp_path / name / f"{name}.npz", x_train=picture[:60], y_train=y[:60], x_test=picture[60:], y_test=y[60:]
+        )
+    return tmp_path / "waves", tmp_path / "faint"
+
+
+def test_the_command_writes_a_folder_that_says_how_it_was_made(waves, run_cli):
+    pytest.importorskip("PIL", reason="Pillow is not installed")
+    pytest.importorskip("taskvec.tasks.images", reason="this version reads no image sets")
+    out = waves[0].parent / "base"
+    small = ["--size", 16, "--channels", "1", "--patch", 4, "--width", 16, "--depth", 1, "--batch", 16, "--steps", 12]
+    code, said, err = run_cli("pretrain", *waves, "--how", "supervised", *small, "--share", 0.6, "-o", out, "--json")
+    assert code == 0, err
+    facts = json.loads(said)
+    model, _, config = read_small_vit(out)
+    assert (config["image"], config["channels"], config["mean"], config["std"]) == (16, 1, [0.5], [0.5])
+    assert config["pretraining"]["data"] == ["waves", "faint"] and config["pretraining"]["how"] == "supervised"
+    assert config["pretraining"]["samples"] == 2 * 32  # 0.6 of 54, as 6 of 60 validate
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 16)
+    assert json.dumps(facts).count('"low"') == 2 and str(out.parent) not in json.dumps(config)
+    code, _, err = run_cli("pretrain", *waves, *small, "-o", out)
+    assert code == 2 and "exists" in err
+    code, said, err = run_cli("pretrain", *waves, "--how", "random", *small, "-o", out, "--overwrite")
+    assert code == 0 and "random" in said and "n 6 (validation)" in said, err
+    code, _, err = run_cli("pretrain", *waves, "--how", "mask", "-o", out.parent / "other")
+    assert code == 2 and "'masked'" in err
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: eval)")
+    text = (Path(__file__).parents[1] / "docs/pretraining.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(compile(code, "pretraining.md", "exec"), {})
+    assert (tmp_path / "base" / "config.json").exists()

@@ -120,11 +120,11 @@ def pretrain(
             {"output": str(out), **said, "seconds": seconds, "probe": {n: s.model_dump() for n, s in scores.items()}},
         )
         return
-    if facts:
-        first, last = facts["loss"].values()
-        print(f"{plain(out)}: {how}, loss {first:.3f} -> {last:.3f}, {seconds:.0f} s of CPU time")
-    else:
-        print(f"{plain(out)}: {how}")
+    loss = facts.get("loss")
+    print(
+        f"{plain(out)}: {how}"
+        + (f", loss {loss['first tenth']:.3f} -> {loss['last tenth']:.3f}, {seconds:.0f} s of CPU time" if loss else "")
+    )
     for name, score in scores.items():
         print(
             f"linear probe on {name}: {score} [{100 * score.low:.1f}, {100 * score.high:.1f}], n {score.n} (validation)"

@@ -63,7 +63,7 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     if said.pretrain:
         recipe = RECIPES[said.pretrain].spec
         own = {n: getattr(said, n) or getattr(recipe, n) for n in ("steps", "lr", "batch")}
-        on = {spec.data or name for name, spec in study.tasks.items()}
+        on = set(said.on) or {spec.data or name for name, spec in study.tasks.items()}
         facts |= {"on": sorted(on), "share": _share(study), "weight_decay": recipe.weight_decay, **own}
     return Cell("base", f"base {name}, seed {seed}", facts)
 
@@ -82,9 +82,11 @@ def _revision(read: str, download: bool) -> str:
 
 
 def head_cell(study: Study, base: str, task: str, seed: int) -> Cell:
-    """The head of a task, or of all tasks that share one."""
-    group = study.tasks[task].head
+    """The head of a task, or of all tasks that share one but for an analogy's fourth cell, of which no label is to be known."""
+    group, analogy = study.tasks[task].head, study.protocols.analogy
     members = [task] if group is None else [t for t in study.tasks if study.tasks[t].head == group]
+    if analogy is not None:
+        members = [t for t in members if t != analogy.cells["D"]] or members
     facts = {"how": study.heads, "tasks": [task_facts(study, t) for t in members], "seed": seed}
     return Cell("head", f"head {group or task} of {base}, seed {seed}", facts, {"base": base_cell(study, base, seed)})
 

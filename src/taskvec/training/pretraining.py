@@ -197,10 +197,10 @@ PROBED = TrainSpec(steps=400, lr=5e-3, batch=256)
 # For small_vit at 32 pixels and inputs from -1 to 1, minutes each on one core; what they reach is in docs/pretraining.md.
 RECIPES: Mapping[str, Settings] = MappingProxyType(
     {
-        "supervised": Settings(TrainSpec(steps=1000, lr=1e-3, batch=128, weight_decay=0.05), MILD),
-        "masked": Settings(TrainSpec(steps=2500, lr=1.5e-3, batch=128, weight_decay=0.05), MILD),
+        "supervised": Settings(TrainSpec(steps=600, lr=1e-3, batch=128, weight_decay=0.05), MILD),
+        "masked": Settings(TrainSpec(steps=2000, lr=1.5e-3, batch=128, weight_decay=0.05), MILD),
         "self-distilled": Settings(TrainSpec(steps=1000, lr=1e-3, batch=64, weight_decay=0.05), STRONG),
-        "contrastive": Settings(TrainSpec(steps=800, lr=1e-3, batch=128, weight_decay=0.05), STRONG),
+        "contrastive": Settings(TrainSpec(steps=1000, lr=1e-3, batch=64, weight_decay=0.05), STRONG),
     }
 )
 
