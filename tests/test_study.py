@@ -326,3 +326,41 @@ def test_keys_follow_from_what_decides():
     assert a.key == Cell("fit", "another", {"y": 2, "x": 1}).key != Cell("fit", "one name", {"x": 1, "y": 3}).key
     assert Cell("r", "", {}, {"fit": a}).key != Cell("r", "", {}, {"fit": Cell("fit", "", {"x": 2})}).key
     assert isinstance(Bench(Store(Path(os.devnull))), Bench)
+
+
+ANALOGY = """
+study: 1
+name: analogy
+image: {size: 8, channels: 1}
+tasks:
+  bars low: {data: bars, keep: [0, class1], head: shared}
+  bars high: {data: bars, keep: [1, 2], head: shared}
+  dots low: {data: dots, keep: [0, 1], head: shared}
+  dots high: {data: dots, keep: [1, 2], head: shared}
+bases:
+  made: {pretrain: masked, sets: [bars], steps: 5, batch: 16, width: 16, depth: 1, patch: 4}
+regimes: [standard, linear-only]
+fit: {steps: 4, batch: 8, lr: 1.0e-2}
+protocols:
+  analogy: {cells: {A: bars low, B: bars high, C: dots low, D: dots high}, coefficients: [0, 1, 3]}
+"""
+
+
+def test_an_analogy_with_one_head_that_has_not_seen_the_fourth_cell(root, tmp_path, study):
+    said = study(ANALOGY)
+    cells = ordered(plan(said))
+    (head,) = (c for c in cells if c.kind == "head")
+    assert [t["name"] for t in head.facts["tasks"]] == ["bars low", "bars high", "dots low"]
+    assert next(c for c in cells if c.kind == "base").facts["on"] == ["bars"]
+    found = run(said, tmp_path / "out", root=root)
+    result = read_results(tmp_path / "out" / "results")[0]
+    assert len(found.results) == 2 and result.cells["D"] == "dots high" and result.task == "dots high"
+    assert [r.name for r in result.rows] == ["base", "source", "random vector", "analogy", "target-tuned"]
+    assert "Analogy, over all regimes" in report.markdown(read_results(tmp_path / "out" / "results"))
+
+
+def test_a_changed_label_changes_no_key_and_a_changed_option_does(study):
+    before, after = (ordered(plan(study(t))) for t in (ANALOGY, ANALOGY.replace("name: analogy", "name: other")))
+    assert [c.key for c in before] == [c.key for c in after]
+    wider = ordered(plan(study(ANALOGY.replace("[0, 1, 3]", "[0, 2, 3]"))))
+    assert [a.kind for a, b in zip(before, wider, strict=True) if a.key != b.key] == ["analogy", "analogy"]

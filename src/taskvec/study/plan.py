@@ -63,7 +63,7 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     if said.pretrain:
         recipe = RECIPES[said.pretrain].spec
         own = {n: getattr(said, n) or getattr(recipe, n) for n in ("steps", "lr", "batch")}
-        on = set(said.on) or {spec.data or name for name, spec in study.tasks.items()}
+        on = set(said.sets) or {spec.data or name for name, spec in study.tasks.items()}
         facts |= {"on": sorted(on), "share": _share(study), "weight_decay": recipe.weight_decay, **own}
     return Cell("base", f"base {name}, seed {seed}", facts)
 

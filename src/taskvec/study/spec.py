@@ -45,13 +45,13 @@ class TaskSpec(_Strict):
 
 class BaseSpec(_Strict):
     """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id), or make a small vision transformer:
-    pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told) `on` some data sets, else on those of the
+    pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told) on some `sets`, else on those of the
     study's tasks; or random."""
 
     read: str | None = None
     download: bool = False
     pretrain: Literal["supervised", "masked", "self-distilled", "contrastive"] | None = None
-    on: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
     steps: Count | None = None
     lr: Rate | None = None
     batch: Count | None = None
@@ -66,8 +66,8 @@ class BaseSpec(_Strict):
             raise ValueError("a base is either read or pre-trained, not both")
         if self.download and self.read is None:
             raise ValueError("download goes with read")
-        if (self.on or self.steps or self.lr or self.batch) and self.pretrain is None:
-            raise ValueError("on, steps, lr and batch go with pretrain")
+        if (self.sets or self.steps or self.lr or self.batch) and self.pretrain is None:
+            raise ValueError("sets, steps, lr and batch go with pretrain")
         return self
 
 
