@@ -275,7 +275,7 @@ def test_weight_decay_acts_on_the_weights_not_on_the_displacement(model, base, t
     theta = {n: t.clone().requires_grad_() for n, t in start.items()}
     optimiser = torch.optim.AdamW(theta.values(), lr=0, weight_decay=0.3)
     inputs, labels, g = task.train.inputs, task.train.labels, torch.Generator().manual_seed(spec.seed)
-    from taskvec.training.loop import _rate
+    from taskvec.training.loop import rate_at
 
     for step in range(spec.steps):
         rows = torch.randperm(len(labels), generator=g)
@@ -283,7 +283,7 @@ def test_weight_decay_acts_on_the_weights_not_on_the_displacement(model, base, t
         optimiser.zero_grad()
         loss.backward()
         for group in optimiser.param_groups:
-            group["lr"] = spec.lr * _rate(step, spec.steps, spec.warmup)
+            group["lr"] = spec.lr * rate_at(step, spec.steps, spec.warmup)
         optimiser.step()
     for n, t in theta.items():
         if t.dim() > 1:  # the gradient of a key's bias is zero but for rounding, which Adam makes as large as any other
