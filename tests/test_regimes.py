@@ -26,6 +26,7 @@ from taskvec.training import (
     LINEARISED_LORA,
     LORA,
     MLP_ONLY,
+    PRETRAIN,
     STANDARD,
     TANGENT,
     Rank,
@@ -354,3 +355,19 @@ def test_a_vector_in_memory_is_checked(base):
 def test_a_loss_that_is_not_finite_names_the_step(model, base, task):
     with pytest.raises(NonFinite, match="step"):
         fit(model, base, task, regime=TANGENT, spec=TrainSpec(steps=50, lr=1e38, batch=8))
+
+
+def test_a_classifier_inside_the_selection_is_refused():
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.classifier = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.classifier(self.body(x))
+
+    model = Whole()
+    with pytest.raises(UsageError, match=r"2 parameters of a classifier inside the model \('classifier.weight'"):
+        STANDARD.names(model)
+    assert Regime("body", ~matching("classifier.*")).names(model) == ["body.weight", "body.bias"]
+    assert len(PRETRAIN.names(model)) == 4

@@ -30,6 +30,7 @@ CROSS = re.compile(r"cross_?att|^x_?attn|encoder_?att|encdec|token_to_image", re
 OTHER = re.compile(r"mlp|feed_?forward|ffn", re.I)  # a class or a name inside attention that is none of it
 HEADS = {"head", "heads", "pooler", "classifier", "attn_pool", "attnpool", "lm_head", "downsample"}  # names
 EMBEDDING = re.compile(r"embed|(cls|class|mask|dist|distillation|register)_tokens?$", re.I)  # a name
+CLASSIFIERS = {"classifier", "head", "heads"}  # names; an LM head is none: it is edited with its model
 ROUTERS = {"router", "gate", "shared_expert_gate"}  # names of what chooses among experts
 
 
@@ -89,6 +90,18 @@ class Part:
         what = " and ".join(w for w, said in (("weights", self.weights), ("biases", self.biases)) if said)
         where = "" if self.within is everything else f" in {self.within.text}"
         return f"{what} of {'attention projections' if self.kind == 'attention' else 'MLP layers'}{where}"
+
+
+def classifiers(module: torch.nn.Module) -> list[str]:
+    """Parameters of linear layers that are, by their name or a parent's, the classifier of the whole network.
+
+    Example:
+        >>> import torch
+        >>> net = torch.nn.ModuleDict({"body": torch.nn.Linear(2, 2), "classifier": torch.nn.Linear(2, 3)})
+        >>> classifiers(net)
+        ['classifier.weight', 'classifier.bias']
+    """
+    return [n for _, _, n in _linear(module) if CLASSIFIERS & set(n.split(".")[:-1])]
 
 
 def kinds(module: torch.nn.Module) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import UsageError, some
 from ..models.forward import Forward, linearised, plain
 from ..models.functional import aliases
-from ..models.parts import Part
+from ..models.parts import Part, classifiers
 from ..select import Select, everything
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ class Regime:
             raise UsageError(
                 f"regime {self.name!r} selects no parameter: {self.select} matches none of {some(first)}. "
                 "Correct the pattern, or set select=None to train a head alone."
+            )
+        inside = [n for n in classifiers(model) if first[n] in found] if isinstance(self.select, Select) else []
+        if inside and self.head == "frozen":
+            raise UsageError(
+                f"regime {self.name!r} selects {len(inside)} parameters of a classifier inside the model ({some(inside)}). Heads are "
+                "never part of a vector: give the encoder that makes features, with the classifier as the task's head, or leave it out: "
+                f"select=~matching({inside[0].rpartition('.')[0] + '.*'!r})."
             )
         flat = [n for n in found if model.get_parameter(n).dim() != 2] if self.low_rank else []
         if flat:
