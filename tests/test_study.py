@@ -17,7 +17,13 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra:
 from taskvec import report  # noqa: E402
 from taskvec.errors import InputError, TaskvecError, UsageError  # noqa: E402
 from taskvec.results import read_results  # noqa: E402
-from taskvec.study import estimate, load, plan, run  # noqa: E402
+from taskvec.study import (  # noqa: E402
+    estimate,
+    load,
+    plan,
+    run,
+    work,
+)
 from taskvec.study.cells import Cell, Store, needed, ordered  # noqa: E402
 from taskvec.study.data import part, whole  # noqa: E402
 from taskvec.study.work import Bench  # noqa: E402
@@ -130,10 +136,11 @@ def test_nothing_is_computed_twice(done, root):
     assert (again.computed, again.kept, told) == (0, first.computed, []) and again.results == first.results
 
 
-def test_an_interrupted_study_goes_on(done, root, tmp_path, study):
+def test_an_interrupted_study_goes_on(done, root, tmp_path, study, monkeypatch):
     """Killed in the middle of a training run: the rest is computed, and the results are those of the whole run, bit for bit."""
     said, (_, whole_run, *_) = study(SMALL), done
-    told = []
+    monkeypatch.setattr(work, "EVERY", 2)
+    told, steps = [], []
 
     def stop(step, total, loss):
         if len(told) == 6 and step == 3:
@@ -141,7 +148,8 @@ def test_an_interrupted_study_goes_on(done, root, tmp_path, study):
 
     with pytest.raises(KeyboardInterrupt):
         run(said, tmp_path / "out", root=root, tell=told.append, progress=stop)
-    found = run(said, tmp_path / "out", root=root)
+    found = run(said, tmp_path / "out", root=root, progress=lambda step, *_: steps.append(step))
+    assert steps[0] == 3, "the training run was begun anew"
     assert found.kept == 5 and found.computed == len(ordered(plan(said))) - 5
     assert len(found.results) == 2
     for mine in found.results:

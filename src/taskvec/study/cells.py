@@ -22,6 +22,7 @@ from ..files import replace_text
 
 VERSION = 1  # of what cells compute; a higher number makes all of them anew
 DONE = "cell.json"  # written last: a folder that has it is finished
+STATE = "state.safetensors"  # of a training run, from which it goes on
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class Store:
 
     @contextlib.contextmanager
     def claimed(self, cell: Cell) -> Iterator[Path | None]:
-        """The cell's empty folder, for this process alone while it works; None if another process has it."""
+        """The cell's folder, empty but for the state of a run, for this process alone while it works; None if another has it."""
         import fcntl
 
         place = self.place(cell)
@@ -105,7 +106,7 @@ class Store:
                 yield None
                 return
             if not self.done(cell):  # what an interrupted process left
-                for path in place.iterdir():
+                for path in (p for p in place.iterdir() if p.name != STATE):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield place
         finally:

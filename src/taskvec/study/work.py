@@ -21,10 +21,11 @@ from ..training import TrainSpec, fit, pretrain, probe
 from ..training.pretraining import RECIPES, divided, jointly
 from ..training.regime import REGIMES
 from ..weights import Checkpoint, TaskVector
-from .cells import Cell, Store
+from .cells import STATE, Cell, Store
 from .data import SEED, fingerprint, part, whole
 
-VECTOR, HEAD, RESULT, BASE, STATE = "vector.safetensors", "head.safetensors", "result.json", "base", "state.safetensors"
+VECTOR, HEAD, RESULT, BASE = "vector.safetensors", "head.safetensors", "result.json", "base"
+EVERY = 200  # updates between two states of a training run
 
 
 @dataclass
@@ -157,7 +158,7 @@ class Bench:
             weight_decay=facts["weight_decay"], warmup=facts["warmup"], seed=facts["seed"],
         )  # fmt: skip
         made = fit(
-            model, base, task, regime=regime, spec=spec, ascent=facts["ascent"], label=task.name, state=place / STATE, every=200,
+            model, base, task, regime=regime, spec=spec, ascent=facts["ascent"], label=task.name, state=place / STATE, every=EVERY,
             progress=self._steps(spec.steps),
         )  # fmt: skip
         made.vector.save(place / VECTOR, overwrite=True)
