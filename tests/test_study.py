@@ -103,7 +103,7 @@ def test_a_study_runs_from_data_to_report(done, tmp_path):
     said, out, found, told = done
     cells = ordered(plan(said))
     assert found.computed == len(cells) == len(told) and found.kept == 0
-    results = read_results(out / "results")
+    results = read_results(out / "results" / "tiny")
     # 2 bases x 2 seeds: 3 regimes of addition, negation and geometry, two distances, one locality.
     assert len(results) == len(found.results) == 2 * 2 * (3 + 3 + 3 + 2 * 3 + 1)
     addition = next(r for r in results if r.kind == "addition" and r.title == "Addition: made, standard, seed 1")
@@ -112,6 +112,7 @@ def test_a_study_runs_from_data_to_report(done, tmp_path):
     ]  # fmt: skip
     assert addition.row("base").scores["bars"].n == 24 and [r.name for r in addition.subsets] == ["bars + dots"]
     assert addition.provenance.settings["study"] == {
+        "name": "tiny",
         "base": "made",
         "regime": "standard",
         "protocol": "addition",
@@ -153,7 +154,7 @@ def test_an_interrupted_study_goes_on(done, root, tmp_path, study, monkeypatch):
     assert found.kept == 5 and found.computed == len(ordered(plan(said))) - 5
     assert len(found.results) == 2
     for mine in found.results:
-        assert mine.read_text() == (whole_run / "results" / mine.name).read_text()
+        assert mine.read_text() == (whole_run / "results" / "tiny" / mine.name).read_text()
 
 
 def test_cells_are_shared_and_renamed_studies_compute_nothing(done, root, study):
@@ -361,7 +362,7 @@ def test_an_analogy_with_one_head_that_has_not_seen_the_fourth_cell(root, tmp_pa
     assert [t["name"] for t in head.facts["tasks"]] == ["bars low", "bars high", "dots low"]
     assert next(c for c in cells if c.kind == "base").facts["on"] == ["bars"]
     found = run(said, tmp_path / "out", root=root)
-    result = read_results(tmp_path / "out" / "results")[0]
+    result = read_results(tmp_path / "out")[0]
     assert len(found.results) == 2 and result.cells["D"] == "dots high" and result.task == "dots high"
     assert [r.name for r in result.rows] == ["base", "source", "random vector", "analogy", "target-tuned"]
     assert "Analogy, over all regimes" in report.markdown(read_results(tmp_path / "out" / "results"))

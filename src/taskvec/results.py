@@ -407,9 +407,12 @@ def read_result(path: str | Path) -> Any:
 
 
 def read_results(folder: str | Path) -> list[Any]:
-    """All ``*.json`` results of a folder (or one file), in the order of their file names."""
+    """All ``*.json`` results of a folder (or one file), in the order of their file names; of the folder in which studies were run,
+    those of all studies."""
     folder = Path(folder)
-    files: Sequence[Path] = [folder] if folder.is_file() else sorted(folder.glob("*.json"))
+    if (folder / "results").is_dir():
+        folder = folder / "results"
+    files: Sequence[Path] = [folder] if folder.is_file() else sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
     if not files:
         raise InputError(f"no results in {folder}: expected *.json files written by a protocol or by `taskvec demo`.")
     return [read_result(f) for f in files]

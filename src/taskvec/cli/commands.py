@@ -449,7 +449,7 @@ def report(results: Path, out: Path, title: str | None, every: bool, as_json: bo
     from ..report import markdown, write
     from ..results import read_results
 
-    found = read_results(results / "results" if (results / "results").is_dir() else results)
+    found = read_results(results)
     if out.suffix == ".md":
         heading = f"# {title}\n\n" if title else ""
         replace_text(out, heading + markdown(found, every=every), what="the report")

@@ -77,7 +77,7 @@ def run(
         )
         return
     print(
-        f"{said.name}: {len(found.results)} results in {plain(out / running.RESULTS)}; {found.computed} cells computed here, "
+        f"{said.name}: {len(found.results)} results in {plain(out / running.RESULTS / said.name)}; {found.computed} cells computed here, "
         f"{found.kept} were there, {time.monotonic() - began:.0f} s"
     )
     print(f"See them with: taskvec report {plain(out)} -o {said.name}.html")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..results import Row
@@ -62,16 +62,32 @@ def belongs(result: Any) -> Where | None:
 
 
 def overview(results: Sequence[Any]) -> list[tuple[str, Section, list[tuple[Where, Any]]]]:
-    """Sections over all results of a study, each with its kind and the results it tells; empty if none belongs to one."""
-    placed = [(where, r) for r in results if (where := belongs(r))]
-    numbers = measured(placed)
+    """Sections over all results of each study, each with its kind and the results it tells; empty if none belongs to one."""
+    studies: dict[str, list[tuple[Where, Any]]] = {}
+    for r in results:
+        if where := belongs(r):
+            studies.setdefault(str(where.get("name", "")), []).append((where, r))
+    out = []
+    for name, placed in studies.items():
+        told = _one(placed)
+        if len(studies) > 1:
+            told = [
+                (kind, replace(s, title=f"{clean(name)}: {s.title[0].lower()}{s.title[1:]}"), which)
+                for kind, s, which in told
+            ]
+        out += told
+    return out
+
+
+def _one(placed: list[tuple[Where, Any]]) -> list[tuple[str, Section, list[tuple[Where, Any]]]]:
+    """The sections of one study."""
     out = []
     for kind, tell in (("addition", _addition), ("negation", _negation), ("analogy", _analogy),
                        ("disentanglement", _disentanglement), ("geometry", _geometry), ("locality", _locality)):  # fmt: skip
         mine = [(w, r) for w, r in placed if w["protocol"] == kind]
         if mine:
             out.append((kind, tell(mine), mine))
-    claims = _claims(numbers)
+    claims = _claims(measured(placed))
     return [*out, ("orderings", claims, [])] if claims else out
 
 

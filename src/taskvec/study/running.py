@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError, TaskvecError, plain
-from ..files import replace_text
+from ..results import read_result
 from .cells import Cell, Store, needed, ordered
 from .plan import plan
 from .spec import Study
@@ -71,7 +71,7 @@ def run(
         for other in others:
             other.terminate()
             other.wait()
-    return Outcome(computed, kept, time.monotonic() - began, _gather(wanted, store, out / RESULTS))
+    return Outcome(computed, kept, time.monotonic() - began, _gather(study, wanted, store, out / RESULTS / study.name))
 
 
 def chosen(results: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
@@ -128,15 +128,18 @@ def _compute(cell: Cell, place: Path, store: Store, bench: Bench) -> None:
     store.finish(cell, outcome, seconds=time.monotonic() - began)
 
 
-def _gather(wanted: Sequence[Cell], store: Store, folder: Path) -> tuple[Path, ...]:
-    """Copies of the results under names that say what they are."""
+def _gather(study: Study, wanted: Sequence[Cell], store: Store, folder: Path) -> tuple[Path, ...]:
+    """Copies of the results that say which study they are of, under names that say what they are."""
     _make(folder)
     out = []
     for cell in wanted:
         if store.done(cell):
+            result = read_result(store.place(cell) / RESULT)
+            made = result.provenance
+            settings = {**made.settings, "study": {"name": study.name, **made.settings["study"]}}
+            result = result.model_copy(update={"provenance": made.model_copy(update={"settings": settings})})
             name = "".join(c if c.isalnum() or c in "._-" else "-" for c in cell.label.replace(", ", "--"))
-            text = (store.place(cell) / RESULT).read_text(encoding="utf-8")
-            out.append(replace_text(folder / f"{name}.json", text, what="the result"))
+            out.append(result.write(folder / f"{name}.json"))
     return tuple(out)
 
 
