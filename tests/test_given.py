@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ from taskvec.models.encoders import displacement, encoder  # noqa: E402
 from taskvec.models.preprocess import Preprocess  # noqa: E402
 from taskvec.models.vit import small_vit  # noqa: E402
 from taskvec.results import read_results  # noqa: E402
-from taskvec.study import load, plan, run, tried  # noqa: E402
+from taskvec.study import estimate, load, plan, run, tried  # noqa: E402
 from taskvec.study.cells import Store, ordered  # noqa: E402
 from taskvec.study.data import whole  # noqa: E402
 from taskvec.tasks import Head, Split, Task  # noqa: E402
@@ -147,6 +148,8 @@ def test_a_study_of_given_vectors(clip, tuned, root, tmp_path):
     study = load(path)
     kinds = [c.kind for c in ordered(plan(study))]
     assert "fit" not in kinds and "rate" not in kinds and kinds.count("given") == 2  # none for the control
+    before = estimate(study, tmp_path / "out", root=root)
+    assert all(c.seconds > 0 and not c.done for c in before) and [c.kind for c in before] == kinds
     found = run(study, tmp_path / "out", root=root)
     results = read_results(tmp_path / "out" / "results")
     assert len(found.results) == len(results) == 6  # an addition and two negations, through the model and linearised
@@ -202,9 +205,7 @@ def test_sets_that_the_root_lacks_are_fetched_if_they_may_be(root):
     assert len(whole("mnist", root, prepare, download=True).test) == 9  # what is there is not fetched
     with pytest.raises(InputError, match="no dtd in"):
         whole("dtd", root, prepare, download=False)
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("datasets") is None:
         with pytest.raises(TaskvecError, match=r"downloading tanganke/dtd needs datasets"):
             whole("dtd", root, prepare, download=True)
 
@@ -225,6 +226,7 @@ def test_a_try_out_is_small_and_says_so(tmp_path):
     assert asked.addition and asked.addition.subsets == "pairs" and asked.addition.coefficients.points == 3
     assert asked.locality and asked.locality.samples == 4
     assert all(c.facts["where"]["tryout"] is True for c in plan(small))
+    assert not {c.label for c in plan(small)} & {c.label for c in plan(study)}  # nor are their files replaced
     assert all("tryout" not in c.facts["where"] for c in plan(study))  # keys of measurements stay as they were
     only_steps = tried(study, steps=2)
     assert only_steps.fit.batch == 64 and only_steps.tasks["b"].limit is None and only_steps.tryout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -126,3 +127,54 @@ def test_a_paper_runs_from_the_hub_to_results(name, only, root, models, tmp_path
             assert {s.n for row in result.rows for s in row.scores.values()} == {8}
         elif result.kind == "geometry":
             assert len(result.names) == 8 and min(result.norms) > 0
+
+
+def test_data_comes_from_the_hub_too(models, tmp_path):
+    """Sets as they lie there, parquet files of encoded images: fetched once, those in the root not at all."""
+    pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
+    Image = pytest.importorskip("PIL.Image")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rng, hub, names = np.random.default_rng(0), tmp_path / "hub", ("even", "odd")
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(names)},
+    }
+    for part, n in (("train", 60), ("test", 20)):
+        labels = [i % 2 for i in range(n)]
+        rows = []
+        for _ in labels:
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3)).astype(np.uint8)).save(file, "png")
+            rows.append({"bytes": file.getvalue(), "path": None})
+        table = pa.table({"image": rows, "label": pa.array(labels, pa.int64())})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        for name in ("sun397", "dtd"):
+            (hub / name / "data").mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, hub / name / "data" / f"{part}-00000-of-00001.parquet")
+    text = (STUDIES / "given-vectors.yaml").read_text(encoding="utf-8")
+    text = text.replace("tasks: [cars, dtd, eurosat, gtsrb, mnist, resisc45, sun397, svhn", "tasks: [dtd, sun397")
+    text = "".join(x for x in text.splitlines(keepends=True) if "tanganke" not in x or "_dtd" in x or "_sun397" in x)
+    (tmp_path / "study.yaml").write_text(text, encoding="utf-8")
+    served = models | {f"datasets/tanganke/{n}": hub / n for n in ("sun397", "dtd")}
+    command = [
+        sys.executable,
+        "-m",
+        "taskvec.cli",
+        "run",
+        "study.yaml",
+        "--download",
+        "--only",
+        "addition",
+        "--limit",
+        "8",
+    ]
+    with serving(served) as (env, asked):
+        env = os.environ | env | {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert len([a for a in asked if a.endswith(".parquet")]) >= 4
+    assert not any("imagenet" in a for a in asked)  # the control is not needed for an addition
+    results = read_results(tmp_path / "results" / "given-vectors-tryout" / "results")
+    assert {r.provenance.settings["study"]["regime"] for r in results} == {"given", "post-hoc"}

@@ -209,4 +209,6 @@ def _result(
     }  # fmt: skip
     said_where = ", ".join(str(where[k]) for k in ("target", "distance") if k in where)
     label = f"{protocol}{' of ' + said_where if said_where else ''} on {where['base']}, {where['regime']}, seed {where['seed']}"
+    if "tryout" in where:  # results of both may lie in one folder
+        label += ", try-out"
     return Cell(protocol, label, facts, needs)

@@ -324,7 +324,8 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
         limit: samples of every part, of a batch and of a pre-training's batch, at most; grids then have three points, and
             subsets of tasks are pairs at most.
     """
-    table = study.model_dump(mode="python") | {"tryout": True}
+    table: dict[str, Any] = study.model_dump()
+    table["tryout"] = True
     changed = [table["fit"], *table["bases"].values(), *table["regimes"].values()]
     if steps is not None:
         for said in changed:
