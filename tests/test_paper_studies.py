@@ -133,8 +133,7 @@ def test_data_comes_from_the_hub_too(models, tmp_path):
     """Sets as they lie there, parquet files of encoded images: fetched once, those in the root not at all."""
     pytest.importorskip("datasets", reason="datasets is not installed (extra: data)")
     Image = pytest.importorskip("PIL.Image")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     rng, hub, names = np.random.default_rng(0), tmp_path / "hub", ("even", "odd")
     features = {

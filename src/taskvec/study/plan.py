@@ -164,11 +164,10 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
     rate = None if given else rate_cell(study, base, trained, seed)
 
     def needs_of(names: Iterable[str], heads: Iterable[str] = ()) -> dict[str, Cell]:
-        found: dict[str, Cell] = {"base": base_cell(study, base, seed)}
+        found: dict[str, Cell] = {"base": base_cell(study, base, seed)} | ({} if rate is None else {"rate": rate})
         found |= {f"head {t}": head_cell(study, base, t, seed) for t in (*names, *heads)}
         if rate is None:
             return found | {f"given {t}": given_cell(study, base, t, seed) for t in names}
-        found["rate"] = rate
         return found | {role: cell for role, cell in rate.needs.items() if role.rpartition(" ")[0] in set(names)}
 
     if isinstance(said, NegationSpec):
