@@ -28,11 +28,24 @@ from .terminal import note, print_json
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Threads of each process.")
 @click.option("--device", help="cpu (the default), cuda or cuda:N.")
 @click.option("--download", is_flag=True, help="Let missing data sets be fetched from the Hugging Face hub.")
+@click.option(
+    "--memory",
+    type=click.FloatRange(0, 4096),
+    default=1.0,
+    show_default=True,
+    help="GiB of decoded pixels to hold of each data set; larger sets are decoded whenever they are used.",
+)
+@click.option("--steps", type=click.IntRange(1), help="Try-out: at most so many updates for each vector.")
+@click.option(
+    "--limit",
+    type=click.IntRange(2),
+    help="Try-out: at most so many samples in each part and batch; three points in each grid, subsets are pairs.",
+)
 @click.option("--dry-run", is_flag=True, help="List what would be computed, with an estimate of the time.")
 @_json
 def run(
     study: Path, out: Path | None, root: Path | None, only: tuple[str, ...], jobs: int, threads: int, device: str | None,
-    download: bool, dry_run: bool, as_json: bool,
+    download: bool, memory: float, steps: int | None, limit: int | None, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Run the study file STUDY: pre-train or read bases, fine-tune vectors, ask the protocols' questions.
 
@@ -43,6 +56,12 @@ def run(
     taskvec run studies/quick.yaml --root data/ --dry-run
     taskvec run studies/quick.yaml --root data/
     taskvec report results/quick -o quick.html
+
+    A try-out shows in minutes whether all of a long study runs, downloads included; its results are marked, and lie in a folder
+    of their own:
+
+    \b
+    taskvec run studies/paper/editing-models.yaml --download --steps 2 --limit 8
     """
     # Before torch is imported: idle OpenMP threads then sleep, where spinning would slow a busy machine down severalfold.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -52,21 +71,25 @@ def run(
     from ..weights.device import device as check_device
 
     said = studies.load(study)
-    out = out or Path("results") / said.name
+    if steps is not None or limit is not None:
+        said = studies.tried(said, steps=steps, limit=limit)
+    out = out or Path("results") / (f"{said.name}-tryout" if said.tryout else said.name)
     root = root or (study.parent / said.root if said.root else None)
     if root is not None and not root.is_dir():
         raise UsageError(f"there is no folder {plain(root)} of data sets. Name it with --root, or put the data there.")
     require_torch("A study").set_num_threads(threads)
     check_device(device)
     if dry_run:
-        _list(studies.estimate(said, out, root=root, only=only, device=device, download=download), as_json)
+        held = int(memory * 2**30)
+        found = studies.estimate(said, out, root=root, only=only, device=device, download=download, memory=held)
+        _list(found, as_json)
         return
     began = time.monotonic()
     worker = running.is_worker()
     with _bar() as (tell, progress):
         found = studies.run(
-            said, out, root=root, only=only, jobs=1 if worker else jobs, device=device, download=download, tell=tell,
-            progress=progress, again=running.same_again(),
+            said, out, root=root, only=only, jobs=1 if worker else jobs, device=device, download=download,
+            memory=int(memory * 2**30), tell=tell, progress=progress, again=running.same_again(),
         )  # fmt: skip
     if worker:
         return

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputError, UsageError, some
-from ..weights import Checkpoint
+from ..errors import InputError, KeyMismatch, UsageError, some
+from ..weights import Checkpoint, TaskVector
 from . import hub
 from .preprocess import CLIP, INTERPOLATIONS, Preprocess
 from .small import read_small_vit
@@ -73,6 +73,43 @@ def encoder(path: str | Path) -> Encoder:
             "was published."
         )
     return Encoder(*_vision(folder, kind), prepare, None)
+
+
+def displacement(path: str | Path, base: Checkpoint, *, label: str | None = None) -> tuple[TaskVector, tuple[str, ...]]:
+    r"""The vector :math:`\tau = \theta_{ft} - \theta_0` of a checkpoint that somebody else fine-tuned from the base of an `encoder`.
+
+    Names may carry a prefix that the base lacks, or lack one that it has. A part of the encoder that the file lacks as a
+    whole stays where it is, such as the projection of CLIP beside a file of the vision tower alone; heads and the text tower are left out.
+
+    Args:
+        path: a folder of weights, with or without config.json, or one file.
+        base: :math:`\theta_0`, as `encoder` gives it.
+        label: name of the vector.
+    Returns:
+        the vector, and the names of the base that it leaves as they are.
+    Raises:
+        KeyMismatch: the file lacks some parameters of a part, or has them in another shape; says which.
+    """
+    folder = Path(path)
+    said = (_json(folder / "config.json") or {}) if folder.is_dir() else {}
+    kind = said.get("model_type")
+    # As the base was opened, names that transformers changes included.
+    tuned = _vision(folder, kind)[1] if kind in (*FIRST, *POOLED) else Checkpoint.read(folder)
+    found = tuned.match(base)
+    absent = [*found.only_base, *found.other_shape]
+    parts = {n.partition(".")[0] for n in found.old}
+    wrong = [n for n in absent if n.partition(".")[0] in parts or n in found.other_shape]
+    if wrong or not found.old:
+        shapes = "".join(
+            f"; {n!r} has shape {list(base.spec[n].shape)} in the base and another one here"
+            for n in found.other_shape[:1]
+        )
+        raise KeyMismatch(
+            f"{label or folder.name} is not fine-tuned from {base.label}: of {len(base.names)} parameters, {len(wrong or absent)} do not fit "
+            f"({some(wrong or absent)}){shapes}. Give a checkpoint of the same architecture and size."
+        )
+    vector = tuned.shared(base) - base
+    return TaskVector(vector.node, vector.base, label or folder.name, vector.partial), tuple(absent)
 
 
 def _vision(folder: Path, kind: str) -> tuple[torch.nn.Module, Checkpoint]:

@@ -106,14 +106,14 @@ def applied(model: str, x: torch.Tensor, run: Callable[[], Any]) -> torch.Tensor
 
     try:
         out = run()
-    except torch.OutOfMemoryError as error:
-        raise StorageError(
-            f"out of memory on {x.device} with {len(x)} samples at a time. Use a smaller TrainSpec(batch=...), with "
-            "accumulate=... for the same update."
-        ) from error
-    except (RuntimeError, IndexError, TypeError) as error:
+    except (RuntimeError, IndexError, TypeError, MemoryError) as error:
         if isinstance(error, TaskvecError):
             raise
+        if out_of_memory(error):
+            raise StorageError(
+                f"out of memory on {x.device}: {model} with {len(x)} samples at a time. Use a device with more memory or a smaller "
+                "model; in training a smaller batch."
+            ) from error
         raise UsageError(
             f"{model} cannot be applied to inputs of {x.dtype}, shape {list(x.shape)}: {str(error).splitlines()[0]}."
         ) from error
@@ -123,6 +123,20 @@ def applied(model: str, x: torch.Tensor, run: Callable[[], Any]) -> torch.Tensor
             "returns that tensor alone."
         )
     return out
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out: torch's own class, or a driver's or an allocator's words; or follows from one."""
+    import torch
+
+    if error is None:
+        return False
+    said = str(error)
+    words = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    mine = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in said for w in words)
+    )
+    return mine or (isinstance(error, StorageError) and out_of_memory(error.__cause__))
 
 
 def aliases(module: torch.nn.Module) -> dict[str, str]:

@@ -371,6 +371,12 @@ def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Call
 
 
 def fetched(path: str | Path, *, download: bool, revision: str | None = None) -> Path:
+    """The folder of a model: itself, or what the hub has under that id, kept in the hub client's cache.
+
+    Raises:
+        InputError: no such folder and no download allowed, or the download failed.
+        MissingExtra: huggingface_hub is not installed.
+    """
     folder = Path(path)
     if folder.is_dir():
         return folder
@@ -385,7 +391,12 @@ def fetched(path: str | Path, *, download: bool, revision: str | None = None) ->
         raise missing_extra("huggingface_hub", "hf", f"downloading {path}") from None
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        return Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
+        found = Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
+        if not any(found.glob("*.safetensors")):  # older models have a pickle, of which only tensors are read
+            found = Path(
+                snapshot_download(str(path), revision=revision, allow_patterns=[*wanted, "pytorch_model*.bin"])
+            )
+        return found
     except Exception as error:  # the hub's client raises many kinds; all mean that there is no folder
         raise InputError(f"cannot download {path}: {error}") from error
 

@@ -3,6 +3,6 @@
 from .estimate import Estimate, estimate
 from .plan import plan
 from .running import Outcome, run
-from .spec import Study, load
+from .spec import Study, load, tried
 
-__all__ = ["Estimate", "Outcome", "Study", "estimate", "load", "plan", "run"]
+__all__ = ["Estimate", "Outcome", "Study", "estimate", "load", "plan", "run", "tried"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, UsageError, nearest
 from ..models.preprocess import Preprocess
 from ..tasks.image_sets import SETS
-from ..tasks.images import folder_task, image_task
+from ..tasks.images import HELD, folder_task, image_task
 from ..tasks.lazy import LazyInputs
 from ..tasks.task import Split, Task
 from ..training.pretraining import divided
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 SEED = 0  # of the parts: the papers' split; the study's seeds are for everything else
 
 
-def whole(data: str, root: Path | None, prepare: Preprocess, *, download: bool) -> Task:
-    """A data set with all its samples."""
+def whole(data: str, root: Path | None, prepare: Preprocess, *, download: bool, memory: int = HELD) -> Task:
+    """A data set with all its samples: from `root`, or, if it is not there and may be fetched, from the hub."""
     if data in SETS:
-        return image_task(data, root=root, prepare=prepare, seed=SEED, download=download and root is None)
+        names = (data, *SETS[data].folders)
+        fetch = download and (root is None or not any((root / n).is_dir() for n in names))
+        return image_task(data, root=None if fetch else root, prepare=prepare, seed=SEED, download=fetch, memory=memory)
     folder = Path(data) if root is None or Path(data).is_absolute() else root / data
     if not folder.is_dir():
         raise UsageError(
             f"unknown data {data!r}: neither a known image set ({', '.join(SETS)}) nor a folder of images.{nearest(data, SETS)}"
         )
-    return folder_task(folder, prepare=prepare, seed=SEED)
+    return folder_task(folder, prepare=prepare, seed=SEED, memory=memory)
 
 
 def part(task: Task, facts: Mapping[str, Any], prepare: Preprocess) -> Task:

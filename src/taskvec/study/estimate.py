@@ -13,7 +13,7 @@ from .cells import Cell, Store, ordered
 from .plan import plan
 from .running import CELLS, chosen
 from .spec import Study
-from .work import Bench
+from .work import HELD, Bench
 
 if TYPE_CHECKING:
     import torch
@@ -39,12 +39,12 @@ class Estimate:
 
 def estimate(
     study: Study, out: str | Path, *, root: str | Path | None = None, only: Sequence[str] = (), device: str | None = None,
-    download: bool = False,
+    download: bool = False, memory: int = HELD,
 ) -> list[Estimate]:  # fmt: skip
     """Every cell of a study in the order of the work. Opens the data sets, so that missing ones are found now."""
     store = Store(Path(out) / CELLS)
     cells = ordered(chosen(plan(study), only))
-    bench = Bench(store, Path(root) if root is not None else None, download, device)
+    bench = Bench(store, Path(root) if root is not None else None, download, device, memory)
     clock = _Clock(bench)
     known: dict[tuple[Any, ...], list[float]] = {}
     for cell in cells:
@@ -86,7 +86,7 @@ class _Clock:
         facts = cell.facts
         if cell.kind == "rate":
             return 0.0
-        if cell.kind == "base" and not facts.get("pretrain"):
+        if cell.kind == "given" or (cell.kind == "base" and not facts.get("pretrain")):
             return 0.5
         ahead, step = self.speed(cell if cell.kind == "base" else cell.needs["base"])
         if cell.kind == "base":

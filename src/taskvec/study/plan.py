@@ -8,8 +8,20 @@ from typing import Any
 
 from ..errors import UsageError, plain
 from ..training.pretraining import RECIPES
+from ..training.regime import REGIMES
 from .cells import Cell
-from .spec import POST_HOC, AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, RegimeSpec, Study
+from .spec import (
+    GIVEN,
+    POST_HOC,
+    AdditionSpec,
+    AnalogySpec,
+    BaseSpec,
+    GivenSpec,
+    LocalitySpec,
+    NegationSpec,
+    RegimeSpec,
+    Study,
+)
 
 Facts = dict[str, Any]
 
@@ -17,11 +29,14 @@ Facts = dict[str, Any]
 def plan(study: Study) -> list[Cell]:
     """The result cells, in the order of the study: base by base, protocol by protocol, regime by regime, seed by seed."""
     out = []
-    for base in study.bases:
+    for base, told in study.bases.items():
+        regimes = tuple(study.regimes)
+        if told.finetuned:
+            regimes = (GIVEN, *(r for r in regimes if r == POST_HOC))
         for protocol, said in study.protocols:
             if said is None:
                 continue
-            for regime in ("",) if protocol == "locality" else study.regimes:
+            for regime in ("",) if protocol == "locality" else regimes:
                 for seed in study.seeds:
                     out += _results(study, base, protocol, said, regime, seed)
     return out
@@ -40,7 +55,7 @@ def _share(study: Study) -> float:
 
 
 def used(study: Study) -> list[str]:
-    """Tasks for which vectors are trained."""
+    """Tasks that need vectors. The control of a negation needs none, unless another protocol adds it."""
     names: dict[str, None] = {}
     for _, said in study.protocols:
         if isinstance(said, NegationSpec):
@@ -56,7 +71,7 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     said = study.bases[name]
     facts: Facts
     if said.read is not None:
-        facts = {"read": said.read, "download": said.download, "revision": _revision(said.read, said.download)}
+        facts = _where(said)
         return Cell("base", f"base {name}", facts)
     sizes = {n: getattr(said, n) for n in ("patch", "width", "depth", "attention_heads")}
     facts = {**sizes, "image": study.image.model_dump(), "seed": seed, "pretrain": said.pretrain}
@@ -68,17 +83,31 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     return Cell("base", f"base {name}, seed {seed}", facts)
 
 
-def _revision(read: str, download: bool) -> str:
-    """What tells one state of a base that is read from another."""
-    if download:
-        return ""  # the hub's id is all that is known before it is fetched
+def _where(said: BaseSpec | GivenSpec) -> Facts:
+    """Where a checkpoint is read, and what tells one state of it from another."""
+    assert said.read is not None
+    facts: Facts = {"read": said.read, "download": said.download}
+    if said.download:
+        return facts | {"revision": said.revision or ""}  # all that is known before it is fetched
     from ..weights import Checkpoint
 
-    if not Path(read).exists():
+    if not Path(said.read).exists():
         raise UsageError(
-            f"there is no base {plain(read)}. Name a folder, or an id of the Hugging Face hub with `download: true`."
+            f"there is no checkpoint {plain(said.read)}. Name a folder, or an id of the Hugging Face hub with `download: true`."
         )
-    return Checkpoint.read(read).fingerprint()
+    return facts | {"revision": Checkpoint.read(said.read).fingerprint()}
+
+
+def given_cell(study: Study, base: str, task: str, seed: int) -> Cell:
+    """The vector of a checkpoint that somebody else fine-tuned."""
+    said = study.bases[base].finetuned.get(task)
+    if said is None:
+        have = ", ".join(study.bases[base].finetuned)
+        raise UsageError(
+            f"study {study.name!r}: bases.{base}.finetuned has no checkpoint for {task!r}, which a protocol needs; it has {have}. "
+            "Add it, or name the tasks in the protocol."
+        )
+    return Cell("given", f"vector of {task} on {base}, given", _where(said), {"base": base_cell(study, base, seed)})
 
 
 def head_cell(study: Study, base: str, task: str, seed: int) -> Cell:
@@ -97,10 +126,12 @@ def fit_cell(
 ) -> Cell:  # fmt: skip
     """A vector: of one task, or of several trained together. Without `lr` it takes the rate that `rate` chose."""
     changed = study.regimes.get(regime) or RegimeSpec()
-    facts = study.fit.model_dump() | {
+    facts = study.fit.model_dump(exclude={"autocast"}) | {
         "steps": (changed.steps or study.fit.steps) * len(tasks), "lr": lr, "tasks": [task_facts(study, t) for t in tasks],
         "regime": regime, "seed": seed, "ascent": ascent, "head": study.heads,
     }  # fmt: skip
+    if study.fit.autocast and REGIMES[regime].forward.split is None:
+        facts["autocast"] = study.fit.autocast
     needs = {"base": base_cell(study, base, seed)}
     needs |= {f"head {t}": head_cell(study, base, t, seed) for t in tasks}
     if rate is not None:
@@ -123,22 +154,28 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
     trained = "standard" if regime == POST_HOC else regime
     forward = "linearised" if regime == POST_HOC else None
     where: Facts = {"base": base, "regime": regime or "base alone", "protocol": protocol, "seed": seed}
+    if study.tryout:
+        where["tryout"] = True
     if protocol == "locality":
         names = said.tasks or tuple(study.tasks)
         needs = {"base": base_cell(study, base, seed)}
         yield _result(study, protocol, said, where, names, forward, needs)
         return
-    rate = rate_cell(study, base, trained, seed)
+    given = bool(study.bases[base].finetuned)
+    trains = not given and regime != POST_HOC  # what only training can make: baselines of a negation and an addition
+    rate = None if given else rate_cell(study, base, trained, seed)
 
     def needs_of(names: Iterable[str], heads: Iterable[str] = ()) -> dict[str, Cell]:
-        found: dict[str, Cell] = {"base": base_cell(study, base, seed), "rate": rate}
+        found: dict[str, Cell] = {"base": base_cell(study, base, seed)} | ({} if rate is None else {"rate": rate})
         found |= {f"head {t}": head_cell(study, base, t, seed) for t in (*names, *heads)}
+        if rate is None:
+            return found | {f"given {t}": given_cell(study, base, t, seed) for t in names}
         return found | {role: cell for role, cell in rate.needs.items() if role.rpartition(" ")[0] in set(names)}
 
     if isinstance(said, NegationSpec):
         for target in said.targets or [t for t in study.tasks if t != said.control]:
             needs = needs_of([target], [said.control])
-            if said.ascent and regime != POST_HOC:
+            if said.ascent and trains:
                 needs["ascent"] = fit_cell(study, base, [target], trained, seed, ascent=True, rate=rate)
             yield _result(study, protocol, said, where | {"target": target}, (target, said.control), forward, needs)
         return
@@ -150,7 +187,7 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
     if len(names) < 2:
         raise UsageError(f"study {study.name!r}: {protocol} needs at least two tasks, got {list(names)}.")
     needs = needs_of(names)
-    if isinstance(said, AdditionSpec) and "joint" in said.baselines and regime != POST_HOC:
+    if isinstance(said, AdditionSpec) and "joint" in said.baselines and trains:
         needs["joint"] = fit_cell(study, base, names, trained, seed, rate=rate)
     for distance in getattr(said, "distances", ("",)):
         yield _result(
@@ -173,4 +210,6 @@ def _result(
     }  # fmt: skip
     said_where = ", ".join(str(where[k]) for k in ("target", "distance") if k in where)
     label = f"{protocol}{' of ' + said_where if said_where else ''} on {where['base']}, {where['regime']}, seed {where['seed']}"
+    if "tryout" in where:  # results of both may lie in one folder
+        label += ", try-out"
     return Cell(protocol, label, facts, needs)

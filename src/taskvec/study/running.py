@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StorageError, TaskvecError, plain
+from ..models.functional import out_of_memory
 from ..results import read_result
 from .cells import Cell, Store, needed, ordered
 from .plan import plan
 from .spec import Study
-from .work import RESULT, Bench
+from .work import HELD, RESULT, Bench
 
 CELLS, RESULTS = "cells", "results"
 Tell = Callable[[str], None]
@@ -34,7 +35,7 @@ class Outcome:
 
 def run(
     study: Study, out: str | Path, *, root: str | Path | None = None, only: Sequence[str] = (), jobs: int = 1,
-    device: str | None = None, download: bool = False, tell: Tell = lambda _: None,
+    device: str | None = None, download: bool = False, memory: int = HELD, tell: Tell = lambda _: None,
     progress: Callable[[int, int, float], None] | None = None, again: Sequence[str] = (),
 ) -> Outcome:  # fmt: skip
     """Compute every cell of a study that is not there yet, and write its results.
@@ -46,7 +47,8 @@ def run(
         only: results whose label contains one of these texts; all if empty.
         jobs: processes; the others are started with `again`, and share the folder.
         device: where models run.
-        download: whether data sets may be fetched where there is no root.
+        download: whether data sets that are not in the root may be fetched.
+        memory: bytes of decoded pixels to hold of each data set; more are decoded whenever they are used.
         tell: called with one line for every cell.
         progress: called while a cell trains, with updates, of how many, and the loss.
         again: the command line of one more process that does the same.
@@ -60,7 +62,7 @@ def run(
     kept = len(ordered(wanted)) - len(todo)
     _make(store.folder)
     place = root if root is not None else study.root
-    bench = Bench(store, None if place is None else Path(place), download, device, progress)
+    bench = Bench(store, None if place is None else Path(place), download, device, memory, progress)
     others = [
         subprocess.Popen([*again], stdout=subprocess.DEVNULL, env=os.environ | {"TASKVEC_WORKER": "1"})
         for _ in range(jobs - 1)
@@ -123,6 +125,10 @@ def _compute(cell: Cell, place: Path, store: Store, bench: Bench) -> None:
         error.args = (f"{cell.label}: {error.args[0] if error.args else ''}", *error.args[1:])
         raise
     except BaseException as error:
+        if out_of_memory(error):
+            raise StorageError(
+                f"{cell.label}: out of memory: {str(error).splitlines()[0]}. Take a device with more memory, or a smaller model."
+            ) from error
         error.add_note(f"While computing: {cell.label}")
         raise
     store.finish(cell, outcome, seconds=time.monotonic() - began)

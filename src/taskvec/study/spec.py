@@ -43,13 +43,37 @@ class TaskSpec(_Strict):
     head: str | None = None
 
 
+class GivenSpec(_Strict):
+    """A checkpoint that somebody else fine-tuned: a folder, a file, or, with `download`, a hub's id and perhaps its `revision`."""
+
+    read: str
+    download: bool = False
+    revision: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"read": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _of_the_hub(self) -> GivenSpec:
+        if self.revision is not None and not self.download:
+            raise ValueError("revision goes with download")
+        return self
+
+
 class BaseSpec(_Strict):
-    """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id), or make a small vision transformer:
-    pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told) on some `sets`, else on those of the
-    study's tasks; or random."""
+    """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id and perhaps its `revision`), or make a
+    vision transformer: pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told) on some `sets`, else
+    on those of the study's tasks; or random.
+
+    With `finetuned`, task by task, its vectors are those checkpoints minus the base, and none is trained.
+    """
 
     read: str | None = None
     download: bool = False
+    revision: str | None = None
+    finetuned: Mapping[str, GivenSpec] = {}
     pretrain: Literal["supervised", "masked", "self-distilled", "contrastive"] | None = None
     sets: tuple[str, ...] = ()
     steps: Count | None = None
@@ -68,6 +92,10 @@ class BaseSpec(_Strict):
             raise ValueError("download goes with read")
         if (self.sets or self.steps or self.lr or self.batch) and self.pretrain is None:
             raise ValueError("sets, steps, lr and batch go with pretrain")
+        if self.revision is not None and not self.download:
+            raise ValueError("revision goes with download")
+        if self.finetuned and self.read is None:
+            raise ValueError("finetuned goes with read: the base from which those checkpoints were fine-tuned")
         return self
 
 
@@ -81,6 +109,9 @@ class FitSpec(_Strict):
     accumulate: Count = 1
     weight_decay: Annotated[float, Field(ge=0, lt=math.inf)] = 0.01
     warmup: Annotated[float, Field(ge=0, le=1)] = 0.1
+    autocast: Literal["bfloat16"] | None = (
+        None  # of regimes through the ordinary model; linearised ones stay in float32
+    )
 
     @field_validator("lr", mode="before")
     @classmethod
@@ -199,9 +230,10 @@ class Study(_Strict):
     bases: Mapping[str, BaseSpec]
     heads: Literal["probed", "zero-shot", "joint"] = "probed"
     pretraining_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    regimes: Mapping[str, RegimeSpec]
+    regimes: Mapping[str, RegimeSpec] = {}
     fit: FitSpec = FitSpec()
     protocols: ProtocolSpecs
+    tryout: bool = False  # set by `tried`: results say that they are no measurement
 
     @field_validator("tasks", "bases", "regimes", mode="before")
     @classmethod
@@ -244,11 +276,21 @@ class Study(_Strict):
                     )
         if not any(said for _, said in self.protocols):
             raise ValueError("protocols: ask at least one question")
-        if not self.regimes and any(said for p, said in self.protocols if p != "locality"):
+        trained = [n for n, b in self.bases.items() if not b.finetuned]
+        if not self.regimes and trained and any(said for p, said in self.protocols if p != "locality"):
             raise ValueError("regimes: name at least one")
+        for name, base in self.bases.items():
+            for task in base.finetuned:
+                if task not in self.tasks:
+                    raise ValueError(f"bases.{name}.finetuned: no task {task!r}.{nearest(task, self.tasks)}")
+            if base.finetuned and self.heads == "joint":
+                raise ValueError(
+                    f"bases.{name}.finetuned: such checkpoints come without heads; set heads to probed or zero-shot"
+                )
         return self
 
 
+GIVEN = "given"  # in place of a regime: vectors of checkpoints that others fine-tuned
 POST_HOC = "post-hoc"  # standard vectors, evaluated through the linearised model
 
 
@@ -278,6 +320,38 @@ def load(path: str | Path) -> Study:
         raise UsageError(f"{path} is no study that can be run: {_told(error)}") from error
 
 
+def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -> Study:
+    """The same study made small, to see whether all of it runs: results are marked as a try-out and measure nothing.
+
+    Args:
+        steps: updates of every vector and every pre-training, at most.
+        limit: samples of every part, of a batch and of a pre-training's batch, at most; grids then have three points, and
+            subsets of tasks are pairs at most.
+    """
+    table: dict[str, Any] = study.model_dump()
+    table["tryout"] = True
+    changed = [table["fit"], *table["bases"].values(), *table["regimes"].values()]
+    if steps is not None:
+        for said in changed:
+            if said is table["fit"] or said["steps"] or said.get("pretrain"):
+                said["steps"] = min(steps, said["steps"] or steps)
+    if limit is not None:
+        for said in changed:
+            if said is table["fit"] or said.get("batch") or said.get("pretrain"):
+                said["batch"] = min(limit, said["batch"] or limit)
+        for said in table["tasks"].values():
+            for part in ("limit", "validation_limit", "test_limit"):
+                said[part] = min(limit, said[part] or limit)
+        for said in table["protocols"].values():
+            if said and "coefficients" in said:
+                said["coefficients"]["points"] = min(3, said["coefficients"]["points"])
+            if said and said.get("subsets") == "all":
+                said["subsets"] = "pairs"
+            if said and "samples" in said:
+                said["samples"] = max(1, min(said["samples"], limit // 2))
+    return Study.model_validate(table)
+
+
 def _told(error: ValidationError) -> str:
     """Every mistake with its place; the nearest known field for an unknown one."""
     said = []
@@ -303,6 +377,8 @@ def _fields(place: tuple[int | str, ...]) -> list[str]:
     tables: dict[Any, Any] = {"tasks": TaskSpec, "bases": BaseSpec, "regimes": RegimeSpec}
     for i, part in enumerate(place):
         if model is Study and part in tables:
+            if len(place) > i + 2 and place[i + 2] == "finetuned":
+                return list(GivenSpec.model_fields) if len(place) > i + 3 else []
             return list(tables[part].model_fields) if len(place) > i + 1 else []
         inner = model.model_fields.get(str(part))
         kinds = [inner.annotation, *getattr(inner.annotation, "__args__", ())] if inner else []

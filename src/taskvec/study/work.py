@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import protocols
 from ..errors import InputError, UsageError
-from ..models.encoders import Encoder, encoder
+from ..models.encoders import Encoder, displacement, encoder
 from ..models.hub import fetched
 from ..models.preprocess import Preprocess
 from ..models.small import save_small_vit
@@ -17,6 +17,7 @@ from ..results import Score
 from ..search import curves, grid
 from ..tasks import Head, Task, joined, side_by_side, zero_shot
 from ..tasks.image_sets import SETS
+from ..tasks.images import HELD
 from ..training import TrainSpec, fit, pretrain, probe
 from ..training.pretraining import RECIPES, divided, jointly
 from ..training.regime import REGIMES
@@ -34,9 +35,10 @@ class Bench:
 
     Args:
         store: finished cells.
-        root: folder of the data sets; None to fetch them where `download` allows it.
-        download: whether data sets may be fetched.
+        root: folder of the data sets.
+        download: whether data sets that are not there may be fetched.
         device: where models run.
+        memory: bytes of decoded pixels to hold of each data set.
         progress: called with the number of updates, of how many, and the loss.
     """
 
@@ -44,6 +46,7 @@ class Bench:
     root: Path | None = None
     download: bool = False
     device: str | None = None
+    memory: int = HELD
     progress: Callable[[int, int, float], None] | None = None
     _bases: dict[str, Encoder] = field(default_factory=dict)
     _sets: dict[tuple[str, Preprocess], Task] = field(default_factory=dict)
@@ -51,7 +54,7 @@ class Bench:
     def compute(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         """The outcome of a cell whose needs are done."""
         kinds: dict[str, Callable[[Cell, Path], Mapping[str, Any]]] = {
-            "base": self._base, "head": self._head, "fit": self._fit, "rate": self._rate,
+            "base": self._base, "head": self._head, "fit": self._fit, "rate": self._rate, "given": self._given,
         }  # fmt: skip
         return kinds.get(cell.kind, self._protocol)(cell, place)
 
@@ -60,10 +63,7 @@ class Bench:
     def base(self, cell: Cell) -> Encoder:
         """The base of a finished base cell."""
         if cell.key not in self._bases:
-            if cell.facts.get("read"):
-                found = encoder(fetched(cell.facts["read"], download=cell.facts["download"]))
-            else:
-                found = encoder(self.store.place(cell) / BASE)
+            found = encoder(_folder(cell) if cell.facts.get("read") else self.store.place(cell) / BASE)
             if self.device:
                 found = found._replace(module=found.module.to(self.device))
             self._bases.clear()  # one at a time: bases may be large
@@ -75,7 +75,7 @@ class Bench:
 
     def _whole(self, data: str, prepare: Preprocess) -> Task:
         if (data, prepare) not in self._sets:
-            self._sets[data, prepare] = whole(data, self.root, prepare, download=self.download)
+            self._sets[data, prepare] = whole(data, self.root, prepare, download=self.download, memory=self.memory)
         return self._sets[data, prepare]
 
     def _kept_head(self, cell: Cell) -> Head:
@@ -86,8 +86,7 @@ class Bench:
     def _base(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         facts = cell.facts
         if facts.get("read"):
-            found = encoder(fetched(facts["read"], download=facts["download"]))
-            return {"fingerprint": found.base.fingerprint()}
+            return {"fingerprint": encoder(_folder(cell)).base.fingerprint()}
         import torch
 
         from ..models.vit import small_vit
@@ -155,7 +154,7 @@ class Bench:
             regime = replace(regime, head="trained")
         spec = TrainSpec(
             steps=facts["steps"], lr=lr, batch=facts["batch"], accumulate=facts["accumulate"],
-            weight_decay=facts["weight_decay"], warmup=facts["warmup"], seed=facts["seed"],
+            weight_decay=facts["weight_decay"], warmup=facts["warmup"], seed=facts["seed"], autocast=facts.get("autocast"),
         )  # fmt: skip
         made = fit(
             model, base, task, regime=regime, spec=spec, ascent=facts["ascent"], label=task.name, state=place / STATE, every=EVERY,
@@ -182,6 +181,12 @@ class Bench:
             out |= {"base": found[0].model_dump(), "validation": found[1].model_dump()}
         return out
 
+    def _given(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        read = cell.facts["read"]
+        vector, left = displacement(_folder(cell), self.base(cell.needs["base"]).base, label=read)
+        vector.save(place / VECTOR, overwrite=True)
+        return {"tensors": len(vector.names) - len(left), "left": list(left)}
+
     def _rate(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         means = {}
         for lr in cell.facts["rates"]:
@@ -202,9 +207,10 @@ class Bench:
         lr = self.store.outcome(needs["rate"])["lr"] if "rate" in needs else None
         settings = {**result.provenance.settings, "study": where, **({} if lr is None else {"lr": lr})}
         title = f"{cell.kind.capitalize()}{' of ' + where['target'] if 'target' in where else ''}: {where['base']}, {where['regime']}"
+        tryout = ", try-out" if where.get("tryout") else ""
         result = result.model_copy(
             update={
-                "title": f"{title}, seed {where['seed']}",
+                "title": f"{title}, seed {where['seed']}{tryout}",
                 "provenance": result.provenance.model_copy(update={"settings": settings, "seed": where["seed"]}),
             }
         )
@@ -218,27 +224,42 @@ class Bench:
     # What protocols are given.
 
     def vectors(self, cell: Cell, prepare: Preprocess) -> tuple[dict[str, TaskVector], dict[str, Task]]:
-        """The vectors at the chosen rate, and their tasks with heads; the data must be what the vectors were trained on."""
-        lr = self.store.outcome(cell.needs["rate"])["lr"]
+        """The vectors at the chosen rate, or those that were given, and their tasks with heads; the data must be what vectors
+        made here were trained on."""
+        lr = self.store.outcome(cell.needs["rate"])["lr"] if "rate" in cell.needs else None
         vectors, tasks = {}, {}
         for f in cell.facts["tasks"]:
             name = f["name"]
-            task, own = self.task(f, prepare), cell.needs.get(f"{name} {lr:g}")
+            role = f"given {name}" if lr is None else f"{name} {lr:g}"
+            task, own = self.task(f, prepare), cell.needs.get(role)
             head = self._kept_head(cell.needs[f"head {name}"])
             if own is not None:
-                if self.store.outcome(own)["data"] != [fingerprint(task)]:
+                if lr is not None and self.store.outcome(own)["data"] != [fingerprint(task)]:
                     raise InputError(
                         f"the data of {name} is not what its vectors were trained on: the files have changed. Put them back, or "
                         "keep the results of the new data in another folder."
                     )
                 vectors[name] = TaskVector.read(self.store.place(own) / VECTOR, label=name)
-                if own.facts["head"] == "joint":
+                if own.facts.get("head") == "joint":
                     head = Head.read(self.store.place(own) / HEAD)
             tasks[name] = task.with_head(head)
         return vectors, tasks
 
     def vector(self, cell: Cell, label: str) -> TaskVector:
         return TaskVector.read(self.store.place(cell) / VECTOR, label=label)
+
+
+def _folder(cell: Cell) -> Path:
+    """Where a base or a fine-tuned checkpoint lies that is read."""
+    facts = cell.facts
+    path = Path(facts["read"])
+    if path.is_file():
+        return path
+    return fetched(
+        path,
+        download=facts["download"],
+        revision=facts["revision"] if facts["download"] and facts["revision"] else None,
+    )
 
 
 def _points(options: Mapping[str, Any]) -> tuple[float, ...]:

@@ -9,9 +9,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import NonFinite, UsageError, some
+from ..errors import NonFinite, StorageError, UsageError, some
 from ..models.forward import Forward
-from ..models.functional import Bound, aliases, bind, device_of, require_torch, tensors, under_first_names
+from ..models.functional import (
+    Bound,
+    aliases,
+    bind,
+    device_of,
+    out_of_memory,
+    require_torch,
+    tensors,
+    under_first_names,
+)
 from ..tasks.task import Head, Task
 from ..weights import Checkpoint, TaskVector
 from .coordinates import Coordinates, coordinates
@@ -42,6 +51,8 @@ class TrainSpec:
         check: updates between two looks at the validation split, the last update included; 0 for none. What was learnt at the
             look with the least loss is returned.
         patience: looks without a lesser loss after which training stops; 0 to go on to the last update.
+        autocast: ``"bfloat16"`` to compute the network in that format (`torch.autocast`), which is faster on devices made for it;
+            weights, gradients and the vector stay float32. For regimes through the ordinary model.
     Raises:
         UsageError: a value that cannot mean anything.
     Reference: Ilharco et al. 2022, arXiv:2212.04089, appendix B (AdamW, warm-up, cosine, clipping at 1).
@@ -57,6 +68,7 @@ class TrainSpec:
     seed: int = 0
     check: int = 0
     patience: int = 0
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         wrong = [n for n in ("steps", "batch", "accumulate") if not getattr(self, n) >= 1 or getattr(self, n) % 1]
@@ -70,6 +82,8 @@ class TrainSpec:
                 f"TrainSpec: {shown} out of range. steps, batch and accumulate must be at least 1, lr and clip above 0, "
                 "weight_decay, check and patience at least 0, warmup between 0 and 1."
             )
+        if self.autocast not in (None, "bfloat16"):
+            raise UsageError(f"TrainSpec: autocast={self.autocast!r}; expected None or 'bfloat16'.")
         if self.patience and not self.check:
             raise UsageError(
                 f"TrainSpec: patience={self.patience} counts looks at the validation split, and there are none. Set check, "
@@ -145,6 +159,7 @@ def fit(
             outside the classes, there are fewer samples than a batch, or `state` is of another run.
         KeyMismatch: `base` does not fit `model`.
         NonFinite: the loss became NaN or infinite; says at which step.
+        StorageError: memory ran out; says with which batch, and which smaller one makes the same updates.
     """
     torch = require_torch("Fine-tuning")
     spec = spec or TrainSpec()
@@ -187,7 +202,9 @@ def fit(
         """One batch's part of the loss; adds its gradient."""
         x = inputs[rows] if augment is None else augment(inputs[rows], generator)  # all rows, so that all draw alike
         delta = point.delta(formed=regime.forward.split is not None)
-        logits = head(regime.forward(f, start, delta, processes.mine(x).to(device)))
+        with _fewer_bits(spec, device):
+            features = regime.forward(f, start, delta, processes.mine(x).to(device))
+        logits = head(features.to(torch.float32) if spec.autocast else features)
         wanted = processes.mine(labels[rows]).to(device)
         logits = head.within(logits, wanted)
         part = torch.nn.functional.cross_entropy(logits, wanted) * (len(wanted) / len(rows)) / spec.accumulate
@@ -201,7 +218,7 @@ def fit(
         )
         return {n: t.detach().cpu().clone() for n, t in now.items()}
 
-    with _interruptible(lambda: saved.step, state):
+    with _interruptible(lambda: saved.step, state), _within_memory(task, spec, device):
         for step in range(saved.step, spec.steps):
             if spec.patience and sum(s > min(looks, key=looks.__getitem__) for s in looks) >= spec.patience:
                 break
@@ -323,6 +340,33 @@ def _interruptible(safe: Callable[[], int], state: Path | None) -> Iterator[None
         raise
 
 
+@contextlib.contextmanager
+def _within_memory(task: Task, spec: TrainSpec, device: torch.device) -> Iterator[None]:
+    """What torch raises where memory runs out, wherever in the step it is, as an error that says what to change."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        if spec.batch > 1:
+            remedy = (
+                f"Set batch={spec.batch // 2} and accumulate={2 * spec.accumulate}: updates from as many samples, half of them at "
+                "a time."
+            )
+        else:
+            remedy = "That is the least batch; take a smaller model, a regime that trains fewer parameters, or a larger device."
+        raise StorageError(
+            f"out of memory on {device} while training on {task.name!r} with a batch of {spec.batch}. {remedy}"
+        ) from error
+
+
+def _fewer_bits(spec: TrainSpec, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """The context in which the network is computed."""
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16) if spec.autocast else contextlib.nullcontext()
+
+
 def check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, processes: int, ascent: bool = False) -> None:
     """Refuse, before any work, what cannot be trained."""
     if not isinstance(regime, Regime) or not isinstance(base, Checkpoint):
@@ -337,6 +381,10 @@ def check(base: Checkpoint, task: Task, regime: Regime, spec: TrainSpec, process
     task.check_labels(task.train)
     if spec.check:
         task.check_labels(task.validation)
+    if spec.autocast and regime.forward.split is not None:
+        raise UsageError(
+            f"autocast does not go with regime {regime.name!r}: its derivatives are computed in float32. Leave it out."
+        )
     if spec.check and ascent:
         raise UsageError("gradient ascent raises the loss, so there is no best look at it. Leave out check.")
     if len(task.train) < spec.batch:

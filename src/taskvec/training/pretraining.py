@@ -76,6 +76,8 @@ def pretrain(
     if isinstance(how, str) and how not in PRETRAININGS:
         raise UnknownName(f"no pre-training {how!r}; there are {', '.join(PRETRAININGS)}.{nearest(how, PRETRAININGS)}")
     build = PRETRAININGS[how] if isinstance(how, str) else how
+    if spec.autocast:
+        raise UsageError("pre-training computes in float32. Leave out autocast.")
     if len(inputs) < spec.batch:
         raise UsageError(
             f"pre-training has {len(inputs)} samples, fewer than a batch of {spec.batch}. Set TrainSpec(batch=...)."

@@ -240,6 +240,8 @@ def _supported(regime: Regime, spec: TrainSpec) -> None:
         raise UsageError(
             "sharded training does not look at the validation split on the way. Leave out check, or use fit."
         )
+    if spec.autocast:
+        raise UsageError("sharded training computes in float32. Leave out autocast, or use fit.")
     odd = []
     if regime.forward is not plain:
         odd.append(f"the {regime.forward.name} forward rule")
