@@ -55,6 +55,9 @@ CLAIMS = (
 )  # fmt: skip
 
 
+TRYOUT = "This is a try-out, with few updates and samples: it shows that all parts run, its numbers mean nothing."
+
+
 def belongs(result: Any) -> Where | None:
     """Where in a study a result belongs; None for one of its own."""
     where = result.provenance.settings.get("study") if hasattr(result, "provenance") else None
@@ -70,6 +73,8 @@ def overview(results: Sequence[Any]) -> list[tuple[str, Section, list[tuple[Wher
     out = []
     for name, placed in studies.items():
         told = _one(placed)
+        if any(where.get("tryout") for where, _ in placed):
+            told = [(kind, replace(s, sentences=(TRYOUT, *s.sentences)), which) for kind, s, which in told]
         if len(studies) > 1:
             told = [
                 (kind, replace(s, title=f"{clean(name)}: {s.title[0].lower()}{s.title[1:]}"), which)
@@ -377,8 +382,10 @@ def _negation(placed: Sequence[tuple[Where, Any]]) -> Section:
         figure_label=f"% mean test accuracy on the targets after, {_words(best[0])}",
         verdict="",
         sentences=(
-            f"Over {count(len(targets), 'target')}, the target falls furthest in {_words(best[0])}: from {statistics.mean(before):.1f} % to "
-            f"{statistics.mean(after):.1f} % on the mean, with the control kept at {100 * placed[0][1].control_share:g} % of the base's on "
+            f"Over {count(len(targets), 'target')}, the target "
+            + (f"falls furthest in {_words(best[0])}: from" if statistics.mean(after) < statistics.mean(before) else "falls nowhere:")
+            + f" {statistics.mean(before):.1f} % to {statistics.mean(after):.1f} % on the mean, with the control kept at "
+            f"{100 * placed[0][1].control_share:g} % of the base's on "
             "validation data. Mean over targets; ± is the standard deviation over seeds.",
         ),
         tables=(
