@@ -103,7 +103,7 @@ def _files(root: Path) -> bool:
 
 def _how_to_get(row: ImageSet) -> str:
     hub = (
-        f"or let the datasets library fetch {row.hub.id} from the Hugging Face hub with download=True"
+        f"or let the datasets library fetch {row.hub.id} from the Hugging Face hub with download=True (on the command line --root and --download)"
         if row.hub
         else ""
     )
