@@ -14,6 +14,7 @@ from taskvec.protocols.negation import constrained_minimum
 from taskvec.results import read_result
 from taskvec.search import along, anywhere, curves, grid
 from taskvec.tasks import Head, Split, Task
+from taskvec.tasks.lazy import LazyInputs
 from taskvec.training import TANGENT, TrainSpec
 from taskvec.weights import Checkpoint
 
@@ -232,6 +233,30 @@ def test_curves_read_what_they_are_given():
     found = curves(MODEL, BASE, teach(1), {"v": (task.validation, task.head)}, coefficients=(0.0, 1.0))
     assert [s.value for s in found["v"]] == [0.0, 1.0]
     assert object.__getattribute__(task.test, "reads") == 0
+
+
+@pytest.mark.parametrize("room", [2**29, 600 * 4 * 4, 1])
+def test_lazy_inputs_are_made_once_for_a_whole_grid(room, monkeypatch):
+    """However little room there is: then the grid is walked several times, with a part of the samples each."""
+    made = []
+
+    def make(rows):
+        made.extend(rows.tolist())
+        return torch.eye(4)[rows % 4]
+
+    n = 1300
+    lazy = Split(LazyInputs(make, torch.arange(n), (4,)), torch.arange(n) % 4)
+    head = Head(torch.eye(4), torch.zeros(4))
+    other = known("one", 1)
+    data = {"lazy": (lazy, head), "other": (other.validation, head), "again": (lazy, head)}
+    eager = {**data, "lazy": (Split(lazy.inputs[:], lazy.labels), head)}
+    want = curves(MODEL, BASE, teach(1, 2), eager | {"again": eager["lazy"]}, coefficients=(0.0, 0.5, 1.0))
+    made.clear()
+    monkeypatch.setattr("taskvec.search.sweep.HELD", room)
+    found = curves(MODEL, BASE, teach(1, 2), data, coefficients=(0.0, 0.5, 1.0))
+    assert found == want and list(found) == ["lazy", "other", "again"]
+    assert [s.value for s in found["lazy"]] == [0.25, 0.75, 0.75]
+    assert sorted(made) == sorted([*range(n), *range(n)])
 
 
 def test_protocols_refuse_what_does_not_correspond():
