@@ -24,7 +24,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 POINTS = 21
-SAMPLES = {"small": 256, "minilm": 64, "vit": 8}
+SAMPLES = {"small": 256, "minilm": 64, "vit": 4}
 STUDY = """
 study: 1
 name: again

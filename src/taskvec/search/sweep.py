@@ -65,16 +65,18 @@ def along(
         BaseMismatch: the vector was taken from another base.
         KeyMismatch: names or shapes differ.
     """
+    import torch
+
     _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
     origin = tensors(base, like=like, device=device)
     move = tensors(vector, device=device)
     point = {n: t.clone() for n, t in origin.items()}
     for c in coefficients:
         for name, step in move.items():
-            out = point[name]
-            out.copy_(origin[name])
-            if c != 0:
-                out.add_(step * c)
+            if c == 0:
+                point[name].copy_(origin[name])
+            else:  # two passes in place: a temporary of the size of a large tensor costs more than the sum
+                torch.mul(step, c, out=point[name]).add_(origin[name])
         yield point
 
 
