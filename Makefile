@@ -6,9 +6,10 @@ BIN  := $(VENV)/bin
 export UV_FIND_LINKS ?= $(or $(PIP_FIND_LINKS),$(shell $(PY) -m pip config get global.find-links 2>/dev/null))
 # Byte-code is compiled once at first use; without it every start recompiles torch.
 unexport PYTHONDONTWRITEBYTECODE
+comma := ,
 SYNC = $(BIN)/uv pip install -q -p $(VENV) -c constraints.txt
 
-.PHONY: demo demo-text test test-slow check bench bench-edit fuzz clean
+.PHONY: demo demo-text test test-slow check bench bench-edit bench-sweep fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/taskvec demo --overwrite
@@ -35,6 +36,9 @@ bench: $(VENV)/.dev
 bench-edit: $(VENV)/.dev .bench/mergekit/.done
 	$(BIN)/python benchmarks/edit.py --work .bench/work --peer-python .bench/mergekit/bin/python
 	$(BIN)/python benchmarks/table.py
+
+bench-sweep: $(VENV)/.models
+	$(BIN)/python benchmarks/sweep.py $(if $(DATA),--data $(DATA),--models small$(comma)vit)
 
 fuzz: $(VENV)/.dev
 	TASKVEC_FUZZ=$(or $(SECONDS),600) $(BIN)/python -m pytest -q tests/hostile/test_fuzz.py

@@ -8,11 +8,14 @@ from torch import nn
 from taskvec.errors import BaseMismatch, KeyMismatch, UsageError
 from taskvec.models import linearised, plain
 from taskvec.models.vit import small_vit
-from taskvec.protocols import addition, analogy, geometry, negation
+from taskvec.protocols import addition, analogy, few_shot, geometry, negation
+from taskvec.protocols.few_shot import shot_rows
 from taskvec.protocols.negation import constrained_minimum
 from taskvec.results import read_result
 from taskvec.search import along, anywhere, curves, grid
 from taskvec.tasks import Head, Split, Task
+from taskvec.tasks.lazy import LazyInputs
+from taskvec.training import TANGENT, TrainSpec
 from taskvec.weights import Checkpoint
 
 torch.set_num_threads(1)  # tensors this small only wait for each other on several threads
@@ -232,6 +235,30 @@ def test_curves_read_what_they_are_given():
     assert object.__getattribute__(task.test, "reads") == 0
 
 
+@pytest.mark.parametrize("room", [2**29, 600 * 4 * 4, 1])
+def test_lazy_inputs_are_made_once_for_a_whole_grid(room, monkeypatch):
+    """However little room there is: then the grid is walked several times, with a part of the samples each."""
+    made = []
+
+    def make(rows):
+        made.extend(rows.tolist())
+        return torch.eye(4)[rows % 4]
+
+    n = 1300
+    lazy = Split(LazyInputs(make, torch.arange(n), (4,)), torch.arange(n) % 4)
+    head = Head(torch.eye(4), torch.zeros(4))
+    other = known("one", 1)
+    data = {"lazy": (lazy, head), "other": (other.validation, head), "again": (lazy, head)}
+    eager = {**data, "lazy": (Split(lazy.inputs[:], lazy.labels), head)}
+    want = curves(MODEL, BASE, teach(1, 2), eager | {"again": eager["lazy"]}, coefficients=(0.0, 0.5, 1.0))
+    made.clear()
+    monkeypatch.setattr("taskvec.search.sweep.HELD", room)
+    found = curves(MODEL, BASE, teach(1, 2), data, coefficients=(0.0, 0.5, 1.0))
+    assert found == want and list(found) == ["lazy", "other", "again"]
+    assert [s.value for s in found["lazy"]] == [0.25, 0.75, 0.75]
+    assert sorted(made) == sorted([*range(n), *range(n)])
+
+
 def test_protocols_refuse_what_does_not_correspond():
     with pytest.raises(UsageError, match="one vector per task"):
         addition(MODEL, BASE, {"one": teach(1)}, [known("two", 2)])
@@ -328,3 +355,69 @@ def test_any_point_of_several_coefficients_is_the_merged_model(point):
             )
             assert score({"half": a, "rest": b})["own"] == merged["own"][0]
         assert score({"half": 0.3}) == score({"half": 0.3, "rest": 0.0})
+
+
+class TestFewShots:
+    """The base takes inputs 1 and 2 for class 0; one label of each is enough to teach a linear model both."""
+
+    SPEC = TrainSpec(steps=5, lr=0.1, batch=4, seed=3)
+
+    def test_a_start_that_knows_the_task_needs_no_label(self, tmp_path):
+        task = known("d", 1, 2)
+        starts = {"source": teach(1), "analogy": teach(1, 2)}
+        found = few_shot(MODEL, BASE, starts, task=task, shots=(0, 1, 2), spec=self.SPEC, seed=3)
+        values = {s.name: [x.value for x in s.scores] for s in found.starts}
+        assert values == {"base": [0.0, 1.0, 1.0], "source": [0.5, 1.0, 1.0], "analogy": [1.0, 1.0, 1.0]}
+        assert found.shots == (0, 1, 2) and found.labels == (0, 2, 4)
+        assert found.labels_needed("analogy") == (0, 0, 0) and found.labels_needed("base", "analogy") == (2, 2, 2)
+        assert found.labels_saved == {"source": (0, 0, 2), "analogy": (0, 2, 4)}
+        assert found.start("analogy").coefficient == 0.05 and found.start("base").coefficient is None
+        assert object.__getattribute__(task.test, "reads") == 9  # once for each start and number of labels
+        assert read_result(found.write(tmp_path / "f.json")) == found
+
+    def test_training_begins_at_the_displaced_base_and_is_alike(self):
+        wrong = np.zeros((4, 4), np.float32)
+        wrong[0, 1:] = 5.0
+        base = Checkpoint.of({"weight": wrong}, label="base")
+        right = Checkpoint.of({"weight": wrong + 6 * np.eye(4, dtype=np.float32)}, label="right") - base
+        found = few_shot(MODEL, base, {"analogy": right}, task=known("d", 1, 2), shots=(0, 1, 3), spec=self.SPEC,
+                         coefficients=(1.0,))  # fmt: skip
+        assert [[x.value for x in s.scores] for s in found.starts] == [
+            [0.0] * 3,
+            [1.0] * 3,
+        ]  # 5 steps of 0.1 move too little
+        assert found.labels_needed("base", "analogy") == (None, None, None)
+        nothing = few_shot(MODEL, BASE, {"same": 0.0 * teach(1)}, task=known("d", 1, 2), shots=(0, 2), spec=self.SPEC)
+        assert nothing.start("same").scores == nothing.start("base").scores
+
+    def test_samples_are_balanced_nested_and_drawn_by_the_seed(self):
+        labels = torch.arange(90) % 3
+        split = Split(torch.zeros(90, 4), labels)
+        task = Task("d", split, split, split, None, ("a", "b", "c", "d"))
+        rows = {k: shot_rows(task, k, seed=1).tolist() for k in (0, 1, 4, 30)}
+        assert rows[0] == [] and sorted(rows[30]) == list(range(90))
+        assert set(rows[1]) < set(rows[4]) < set(rows[30])
+        assert labels[rows[4]].bincount().tolist() == [4, 4, 4]
+        assert rows[4] != shot_rows(task, 4, seed=2).tolist()
+        with pytest.raises(UsageError, match=r"31 shots .* more than there are: a has 30"):
+            shot_rows(task, 31, seed=1)
+
+    def test_only_the_chosen_labels_are_learnt_from(self):
+        task = known("d", 1, 2)
+        chosen = shot_rows(task, 1, seed=0)
+        inputs = torch.full_like(task.train.inputs, float("1e30"))
+        inputs[chosen] = task.train.inputs[chosen]
+        poisoned = Task("d", Split(inputs, task.train.labels), task.validation, task.test, task.head, task.classes)
+        a, b = (few_shot(MODEL, BASE, {}, task=t, shots=(1,), spec=self.SPEC) for t in (task, poisoned))
+        assert a.starts == b.starts
+
+    def test_what_cannot_be_asked_is_refused(self):
+        def ask(starts=None, **more):
+            return few_shot(MODEL, BASE, starts or {}, task=known("d", 1), **more)
+
+        with pytest.raises(UsageError, match="must rise"):
+            ask(shots=(4, 1))
+        with pytest.raises(UsageError, match="the base is a start by itself"):
+            ask({"base": teach(1)})
+        with pytest.raises(UsageError, match="'tangent' is linearised"):
+            ask(regime=TANGENT)

@@ -310,6 +310,56 @@ class TestText:
             estimate(study(STUDY.replace("[bars, dots]", "{bars: {}, dots: {data: mnits}}")), tmp_path, root=root)
 
 
+ANALOGY = """
+study: 1
+name: analogy
+seeds: [0, 1]
+image: {size: 8, channels: 1}
+tasks:
+  plain: {data: bars, keep: [0, 1], head: bars}
+  dark: {data: bars, keep: [0, 1], invert: true, head: bars}
+  plain 2: {data: bars, keep: [2], head: bars}
+  dark 2: {data: bars, keep: [2], invert: true, head: bars}
+bases: {random: {width: 16, depth: 1, patch: 4}}
+regimes: [standard, linear-only, tangent, post-hoc]
+fit: {steps: 3, batch: 8, lr: 1.0e-3}
+protocols:
+  analogy: {cells: {A: plain, B: dark, C: plain 2, D: dark 2}, coefficients: [0, 1, 3], shots: [0, 1, 4], few_shot: {steps: 2, lr: 1.0e-3}}
+"""
+
+
+def test_few_shots_beside_an_analogy(root, tmp_path, study):
+    said = study(ANALOGY)
+    cells = [c for c in plan(said) if c.kind == "few-shot"]
+    assert [c.label for c in cells] == [f"few-shot on random, {r}, seed {s}" for r in ("standard", "linear-only") for s in (0, 1)]  # fmt: skip
+    # The analogy itself does not depend on them, so it is kept when they are asked for later.
+    before = {c.key for c in plan(study(ANALOGY.replace(", shots: [0, 1, 4], few_shot: {steps: 2, lr: 1.0e-3}", "")))}
+    assert before == {c.key for c in plan(said)} - {c.key for c in cells}
+    assert not {c.key for c in cells} & {c.key for c in plan(study(ANALOGY.replace("{steps: 2,", "{steps: 3,")))}
+    found = run(said, tmp_path / "out", root=root, only=["few-shot"])
+    results = read_results(tmp_path / "out" / "results")
+    assert len(found.results) == len(results) == 4
+    one = next(r for r in results if r.title == "Few-shot: random, standard, seed 1")
+    assert (one.task, one.shots, one.labels) == ("dark 2", (0, 1, 4), (0, 1, 4))  # one class of three
+    assert [s.name for s in one.starts] == ["base", "source", "analogy"] and one.starts[0].scores[0].n == 8
+    assert one.provenance.settings["fine-tuning"]["lr"] == 1e-3 and one.provenance.settings["fine-tuning"]["seed"] == 1
+    assert any("those labels are not counted" in n for n in one.notes)
+    report.write(results, tmp_path / "r.html", every=True)
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Few shots, over all regimes" in page and "Labels needed for what the base has" in page
+    assert page.count("labels of the target") == 2 + 4 and "nothing is interpolated" in page
+    assert "4 labels" in report.markdown(results, every=True)
+    assert all(c.seconds > 0 for c in estimate(said, tmp_path / "none", root=root) if c.kind == "few-shot")
+    for old, new, match in (
+        ("shots: [0, 1, 4]", "shots: [1, 0]", "shots must rise"),
+        ("few_shot: {steps", "few_shot: {step", r"protocols\.analogy\.few_shot\.step\. Did you mean 'steps'"),
+        ("regimes: [standard, linear-only, tangent, post-hoc]", "regimes: [tangent]", "through the ordinary model"),
+        ("protocols:", "heads: joint\nprotocols:", "a joint head learnt from all labels"),
+    ):
+        with pytest.raises(UsageError, match=match):
+            study(ANALOGY.replace(old, new))
+
+
 def test_a_damaged_cell_is_named(tmp_path):
     cell = Cell("fit", "fit", {"a": 1})
     store = Store(tmp_path)

@@ -363,21 +363,88 @@ class LocalityResult(_Result):
         return sum(pairs) / len(pairs)
 
 
+class Start(_Frozen):
+    """One start of fine-tuning on few labels: ``scores[i]`` belongs to the i-th number of shots of the result."""
+
+    name: str
+    scores: tuple[Score, ...]
+    coefficient: float | None = None
+    curve: Curve | None = None
+    note: str = ""
+
+
+class FewShotResult(_Result):
+    """Fine-tuning on few labelled samples of one task, from several starts (arXiv:2212.04089).
+
+    ``labels[i]`` is the number of labelled samples at ``shots[i]`` of each class. The first start is the base. Every score is a
+    reading of the test split.
+    """
+
+    kind: Literal["few-shot"] = "few-shot"
+    task: str
+    shots: tuple[int, ...]
+    labels: tuple[int, ...]
+    starts: tuple[Start, ...]
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> FewShotResult:
+        n = len(self.shots)
+        if not n or not self.starts or len(self.labels) != n or any(len(s.scores) != n for s in self.starts):
+            raise ValueError(f"{n} numbers of shots need at least one start, and {n} numbers of labels and scores")
+        if sorted(set(self.labels)) != list(self.labels):
+            raise ValueError("numbers of labels must rise")
+        return self
+
+    def start(self, name: str) -> Start:
+        return _named(self.starts, name, "start", "few-shot")
+
+    def labels_needed(self, name: str, than: str = "base") -> tuple[int | None, ...]:
+        """For each number of shots of `than`: the least number of labels with which `name` has at least its test accuracy, None
+        if it has it nowhere. Only numbers that were tried count: nothing is interpolated, and intervals are not looked at."""
+        mine = self.start(name).scores
+        return tuple(
+            next((n for n, s in zip(self.labels, mine, strict=True) if s.value >= other.value), None)
+            for other in self.start(than).scores
+        )
+
+    @property
+    def labels_saved(self) -> dict[str, tuple[int | None, ...]]:
+        """By start, for each number of shots of the base: its labels less those that the start needs for as much (`labels_needed`)."""
+        return {
+            s.name: tuple(
+                None if need is None else had - need
+                for had, need in zip(self.labels, self.labels_needed(s.name, self.starts[0].name), strict=True)
+            )
+            for s in self.starts[1:]
+        }
+
+
 Result = Annotated[
-    AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult | LocalityResult,
+    AdditionResult
+    | NegationResult
+    | AnalogyResult
+    | GeometryResult
+    | DisentanglementResult
+    | LocalityResult
+    | FewShotResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
 
 
 def _row(result: Any, name: str) -> Row:
+    return _named(result.rows, name, "row", result.kind)
+
+
+def _named(found: Sequence[Any], name: str, what: str, kind: str) -> Any:
     from .errors import UnknownName, nearest
 
-    for row in result.rows:
-        if row.name == name:
-            return row
-    known = [r.name for r in result.rows]
-    raise UnknownName(f"no row {name!r} in this {result.kind} result; it has {', '.join(known)}.{nearest(name, known)}")
+    for one in found:
+        if one.name == name:
+            return one
+    known = [r.name for r in found]
+    raise UnknownName(f"no {what} {name!r} in this {kind} result; it has {', '.join(known)}.{nearest(name, known)}")
 
 
 def read_result(path: str | Path) -> Any:

@@ -3,8 +3,9 @@
 from .addition import addition
 from .analogy import analogy
 from .disentanglement import disentanglement
+from .few_shot import few_shot
 from .geometry import geometry
 from .locality import locality, tangent_kernel
 from .negation import negation
 
-__all__ = ["addition", "analogy", "disentanglement", "geometry", "locality", "negation", "tangent_kernel"]
+__all__ = ["addition", "analogy", "disentanglement", "few_shot", "geometry", "locality", "negation", "tangent_kernel"]

@@ -81,7 +81,7 @@ def analogy(
 
     sources = sources or {cells.get("B", "B"): b, cells.get("C", "C"): c}
     # Only the winner on validation is read on test, so the choice among sources cannot use the test split.
-    chosen = max(sources, key=lambda n: _validation_peak(model, base, sources[n], task, coefficients, forward))
+    chosen = best_source(model, base, sources, task, coefficients=coefficients, forward=forward)
     rows = [
         fixed_row("base", model, base, built, tasks, coefficient=0.0, forward=forward),
         tuned("source", sources[chosen], f"trained on {chosen}; the best on validation of {len(sources)}"),
@@ -107,8 +107,14 @@ def analogy(
     )
 
 
-def _validation_peak(
-    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, task: Task, coefficients: Sequence[float],
+def best_source(
+    model: torch.nn.Module, base: Checkpoint, sources: Mapping[str, TaskVector], task: Task, *, coefficients: Sequence[float],
     forward: Forward,
-) -> float:  # fmt: skip
-    return max(s.value for s in validation_curves(model, base, vector, [task], coefficients, forward)[task.name])
+) -> str:  # fmt: skip
+    """Of vectors by name the one that, at its best coefficient, has the largest validation accuracy on `task`."""
+
+    def peak(name: str) -> float:
+        found = validation_curves(model, base, sources[name], [task], coefficients, forward)
+        return max(s.value for s in found[task.name])
+
+    return max(sources, key=peak)

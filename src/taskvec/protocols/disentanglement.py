@@ -12,7 +12,7 @@ from ..models.forward import Forward
 from ..models.functional import bind, device_of, tensors
 from ..results import DisentanglementResult, Pair, Provenance
 from ..search import affine_features, grid
-from ..tasks.lazy import batches
+from ..tasks.lazy import batches, held
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
 from .rows import checked_grid, checked_tasks, chosen_forward
@@ -138,6 +138,7 @@ def _joint(
     f, device = bind(model), device_of(model)
     origin = tensors(base, like=model, device=device)
     first, second = (tensors(v, device=device) for v in vectors)
+    inputs = [held(t.validation.inputs) for t in tasks]  # gone through at every point
     row, point = ({n: t.clone() for n, t in origin.items()} for _ in range(2))
     for i in _order(coefficients):
         for name, step in first.items():
@@ -146,9 +147,9 @@ def _joint(
         for j in _order(coefficients):
             for name, step in second.items():
                 torch.add(row[name], step, alpha=coefficients[j], out=point[name])
-            for k, task in enumerate(tasks):
+            for k, samples in enumerate(inputs):
                 with torch.inference_mode():
-                    out = torch.cat([f(point, x.to(device)) for x in batches(task.validation.inputs, 256)])
+                    out = torch.cat([f(point, x.to(device)) for x in batches(samples, 256)])
                 yield i, j, k, out
 
 

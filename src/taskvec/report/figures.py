@@ -87,6 +87,36 @@ def curve(
     return svg(draw, (4.9, 2.9 + 0.17 * rows), alt, key)
 
 
+def by_labels(labels: Sequence[int], lines: Sequence[tuple[str, Sequence[Score]]], *, key: str = "") -> str:
+    """Accuracy against the number of labels that were tried, evenly spaced: one line and band for each start."""
+    at = range(len(labels))
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for i, (name, scores) in enumerate(lines):
+            colour, mark = KNOWN.get(name, (SERIES[i % len(SERIES)], MARKS[i % len(MARKS)]))
+            ink = STAND_IN[colour]
+            axes.fill_between(
+                at, [100 * s.low for s in scores], [100 * s.high for s in scores], color=ink, alpha=0.13, linewidth=0
+            )
+            axes.plot(
+                at, [100 * s.value for s in scores], color=ink, linestyle=DASHES[i % len(DASHES)], linewidth=1.6, marker=mark,
+                markersize=6, label=clean(name, 34),
+            )  # fmt: skip
+        axes.set_ylim(-3, 103)
+        axes.set_xticks(at, [str(n) for n in labels])
+        axes.set_xlabel("labels of the target")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(axis="y")
+        literal(figure.legend(loc="outside lower left", ncols=3))
+
+    said = "; ".join(
+        f"{clean(name)}: " + ", ".join(f"{n} labels {s}" for n, s in zip(labels, scores, strict=True))
+        for name, scores in lines
+    )
+    return svg(draw, (4.9, 2.9 + 0.17 * math.ceil(len(lines) / 3)), f"Test accuracy by number of labels. {said}.", key)
+
+
 def before_after(
     rows: Sequence[Row],
     tasks: Sequence[str],

@@ -88,7 +88,7 @@ def _one(placed: list[tuple[Where, Any]]) -> list[tuple[str, Section, list[tuple
     """The sections of one study."""
     out = []
     for kind, tell in (("addition", _addition), ("negation", _negation), ("analogy", _analogy),
-                       ("disentanglement", _disentanglement), ("geometry", _geometry), ("locality", _locality)):  # fmt: skip
+                       ("disentanglement", _disentanglement), ("geometry", _geometry), ("locality", _locality), ("few-shot", _few_shot)):  # fmt: skip
         mine = [(w, r) for w, r in placed if w["protocol"] == kind]
         if mine:
             out.append((kind, tell(mine), mine))
@@ -506,3 +506,37 @@ def _locality(placed: Sequence[tuple[Where, Any]]) -> Section:
         tables=(_table("Locality", placed, columns),),
         notes=(),
     )
+
+
+def _few_shot(placed: Sequence[tuple[Where, Any]]) -> Section:
+    labels = placed[0][1].labels
+    alike = [(w, r) for w, r in placed if r.labels == labels]
+    starts = [s.name for s in placed[0][1].starts]
+
+    def column(start: str, i: int) -> Callable[[Sequence[Any]], Cell]:
+        return lambda results: Cell(spread([100 * r.start(start).scores[i].value for r in results]))
+
+    columns = {f"{n}: {count(k, 'label')}": column(n, i) for n in starts for i, k in enumerate(labels)}
+    main = "analogy" if "analogy" in starts else starts[-1]
+    gaps = [100 * (r.start(main).scores[0].value - r.start("base").scores[0].value) for _, r in alike]
+    worth = [r.labels_needed("base", main)[0] for _, r in alike]
+    reached = sorted(n for n in worth if n is not None)
+    said = f"In {len(worth) - len(reached)} of {len(worth)} runs none of the numbers that were tried is enough for it" + (
+        f"; in the others the base first has it with {count(reached[0], 'label')}"
+        + (f" to {reached[-1]}" if reached[-1] > reached[0] else "") + "." if reached else "."
+    )  # fmt: skip
+    return Section(
+        title="Few shots, over all regimes",
+        question=f"How many labels of {clean(placed[0][1].task)} does a start spare that never saw one?",
+        equation="θ = fine-tuned on k labels of each class, from θ₀ + α τ",
+        figure=spread(gaps, signed=True),
+        figure_label=f"points of test accuracy: {clean(main)} over base, with {count(labels[0], 'label')}",
+        verdict="",
+        sentences=(
+            f"How many labels does the base need for what the start ‘{clean(main)}’ has with {count(labels[0], 'label')}? {said}",
+            "Nothing is interpolated between the numbers of labels that were tried. Coefficients were chosen on labelled validation samples, "
+            "which are not counted. ± is the standard deviation over seeds.",
+        ),
+        tables=(_table(f"Test accuracy on {clean(placed[0][1].task)}, %", alike, columns),),
+        notes=tuple(dict.fromkeys(n for _, r in alike for n in r.notes if not n.startswith("The source"))),
+    )  # fmt: skip

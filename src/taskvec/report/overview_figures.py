@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from .figures import DASHES, MARKS, SERIES, STAND_IN, literal, svg
+from .figures import DASHES, KNOWN, MARKS, SERIES, STAND_IN, literal, svg
 from .overview import Key, Where, by_key
 from .words import clean
 
@@ -45,7 +45,53 @@ def drawings(kind: str, placed: Placed, key: str) -> list[tuple[str, str]]:
                 "Cosine between every two task vectors, mean over seeds: blue above zero, orange below.",
             )
         ]
+    if kind == "few-shot":
+        many = len(by_key(placed)) > 1
+        return [
+            (
+                few_shots(k, [r for _, r in results], f"{key}f{i}"),
+                f"{_name(k, placed) + ': test' if many else 'Test'} accuracy against the number of labels, mean over seeds. "
+                "Bands: ± one standard deviation over seeds.",
+            )
+            for i, (k, results) in enumerate(by_key(placed).items())
+        ]
     return []
+
+
+def few_shots(name: Key, results: Sequence[Any], key: str) -> str:
+    """Accuracy against labels for each start: mean and spread over seeds."""
+    labels = results[0].labels
+    results = [r for r in results if r.labels == labels]
+    at = range(len(labels))
+    lines = {s.name: [[100 * r.start(s.name).scores[i].value for r in results] for i in at] for s in results[0].starts}
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for i, (start, values) in enumerate(lines.items()):
+            colour, mark = KNOWN.get(start, (SERIES[i % len(SERIES)], MARKS[i % len(MARKS)]))
+            ink, mean = STAND_IN[colour], [statistics.mean(v) for v in values]
+            low, high = ([m + sign * _spread(v) for m, v in zip(mean, values, strict=True)] for sign in (-1, 1))
+            axes.fill_between(at, low, high, color=ink, alpha=0.13, linewidth=0)
+            axes.plot(
+                at, mean, color=ink, linestyle=DASHES[i % len(DASHES)], linewidth=1.6, marker=mark, markersize=6, label=clean(start, 34)
+            )  # fmt: skip
+        axes.set_ylim(-3, 103)
+        axes.set_xticks(at, [str(n) for n in labels])
+        axes.set_xlabel("labels of the target")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid(axis="y")
+        literal(figure.legend(loc="outside lower left", ncols=3))
+
+    said = "; ".join(
+        f"{clean(start)}: " + ", ".join(f"{n} labels {statistics.mean(v):.1f}" for n, v in zip(labels, values, strict=True))
+        for start, values in lines.items()
+    )  # fmt: skip
+    return svg(
+        draw,
+        (4.9, 2.9 + 0.17 * math.ceil(len(lines) / 3)),
+        f"Test accuracy in per cent, {clean(name[0])}, {clean(name[1])}. {said}.",
+        key,
+    )
 
 
 def _looks(placed: Placed) -> dict[Key, tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from ..results import (
     AdditionResult,
     AnalogyResult,
     DisentanglementResult,
+    FewShotResult,
     GeometryResult,
     LocalityResult,
     NegationResult,
@@ -77,7 +78,13 @@ Told = tuple[Section, str, Provenance | None, Callable[[str], list[tuple[str, st
 def _checked(results: Sequence[Any], every: bool) -> list[Told]:
     if isinstance(
         results,
-        AdditionResult | NegationResult | AnalogyResult | GeometryResult | DisentanglementResult | LocalityResult,
+        AdditionResult
+        | NegationResult
+        | AnalogyResult
+        | GeometryResult
+        | DisentanglementResult
+        | LocalityResult
+        | FewShotResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -141,6 +148,11 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
             "The frame is the range in which coefficients are searched."
         )
         return [(figures.disentanglement(result, key=f"{key}d"), caption)]
+
+    if isinstance(result, FewShotResult):
+        lines = [(s.name, s.scores) for s in result.starts]
+        caption = "Test accuracy against the number of labels, one line for each start. Bands: 95 % interval."
+        return [(figures.by_labels(result.labels, lines, key=f"{key}f"), caption)]
 
     roles = {}
     if isinstance(result, NegationResult):

@@ -12,6 +12,7 @@ from ..results import (
     AdditionResult,
     AnalogyResult,
     DisentanglementResult,
+    FewShotResult,
     GeometryResult,
     LocalityResult,
     NegationResult,
@@ -56,9 +57,11 @@ def section(result: Any) -> Section:
             return _disentanglement(result)
         case LocalityResult():
             return _locality(result)
+        case FewShotResult():
+            return _few_shot(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult, DisentanglementResult or LocalityResult. Read files with taskvec.results.read_result(s) first."
+        "GeometryResult, DisentanglementResult, LocalityResult or FewShotResult. Read files with taskvec.results.read_result(s) first."
     )
 
 
@@ -376,6 +379,85 @@ def _locality(result: LocalityResult) -> Section:
     )
 
 
+def _few_shot(result: FewShotResult) -> Section:
+    base, labels = result.starts[0], result.labels
+    main = next((s for s in result.starts if s.name == "analogy"), result.starts[-1])
+    first, last = main.scores[0], base.scores[-1]
+    said = [
+        f"With {_labels(labels[0])} of {_quoted(result.task)}, {_from(s.name)} has a test accuracy of {percent(s.scores[0].value)} "
+        f"{interval(s.scores[0])}, with {_labels(labels[-1])} {percent(s.scores[-1].value)} {interval(s.scores[-1])}."
+        for s in result.starts
+    ]
+    verdict = ""
+    if main is not base:
+        verdict = compare(main.scores[0], base.scores[0])
+        worth = result.labels_needed(base.name, main.name)[0]
+        if worth is None:
+            said.append(
+                f"What {_from(main.name)} has with {_labels(labels[0])}, the base has with none of the numbers that were tried."
+            )
+        else:
+            other = base.scores[labels.index(worth)]
+            said.append(
+                f"What {_from(main.name)} has with {_labels(labels[0])}, the base first has with {_labels(worth)}: "
+                f"{percent(other.value)} {interval(other)} against {percent(first.value)} ({_beyond(compare(other, first))})."
+            )
+        if main.curve:
+            seen = max(x.n for line in main.curve.scores.values() for x in line)
+            said.append(
+                f"Coefficients were chosen on {count(seen, 'labelled validation sample')} of {_quoted(result.task)}, which are not "
+                "counted as labels; the base needed none."
+            )
+        said.append(
+            "Only the numbers of labels in the table were tried, and nothing is interpolated between them. ‘At least as accurate’ is said "
+            "of the measured shares; where intervals overlap it may be chance."
+        )  # fmt: skip
+    heads = (
+        "start",
+        "coefficient",
+        *(f"{k} of each class: {_labels(n)}" for k, n in zip(result.shots, labels, strict=True)),
+    )
+    lines = tuple(
+        (Cell(clean(s.name)), Cell(NONE if s.coefficient is None else f"{s.coefficient:g}"), *(Cell(percent(x.value), (interval(x),)) for x in s.scores))
+        for s in result.starts
+    )  # fmt: skip
+    tables = [Table(f"Test accuracy on {clean(result.task)} (n = {last.n}), every model read once", heads, lines)]
+    if main is not base:
+        tables.append(_needed(result))
+    rows = [Row(name=s.name, scores={}, coefficient=s.coefficient, curve=s.curve) for s in result.starts]
+    tuning = result.provenance.settings.get("fine-tuning", {})
+    how = f"All starts are trained alike: {tuning['steps']} updates at rate {tuning['lr']:g}." if tuning else ""
+    return Section(
+        title=clean(result.title),
+        question=f"How many labels of {_quoted(result.task)} does a start spare that never saw one?",
+        equation="θ = fine-tuned on k labels of each class, from θ₀ + α τ",
+        figure=f"{percent(base.scores[0].value)} → {percent(first.value)}" if main is not base else percent(first.value),
+        figure_label=f"accuracy with {_labels(labels[0])}: the base → {_from(main.name)}" if main is not base else "accuracy",
+        verdict=verdict,
+        sentences=tuple(said),
+        tables=(*tables, *choices(rows)),
+        notes=tuple(filter(None, (how, *map(clean, result.notes), *notes(rows)))),
+    )  # fmt: skip
+
+
+def _needed(result: FewShotResult) -> Table:
+    """For each number of labels of the base: with how many the other starts are at least as accurate."""
+    base, others = result.starts[0], result.starts[1:]
+    lines = []
+    for i, (had, score) in enumerate(zip(result.labels, base.scores, strict=True)):
+        cells = [Cell(f"{_labels(had)}: {percent(score.value)}")]
+        for start in others:
+            need = result.labels_needed(start.name, base.name)[i]
+            if need is None:
+                cells.append(Cell("with none that was tried"))
+            else:
+                found = start.scores[result.labels.index(need)]
+                cells.append(Cell(_labels(need), (f"{percent(found.value)}: {_beyond(compare(found, score))}",)))
+        lines.append(tuple(cells))
+    heads = (f"from {_from(base.name)}", *(f"from {_from(s.name)}, at least as accurate with" for s in others))
+    return Table("Labels needed for what the base has", heads, tuple(lines), prose=True)
+
+
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +498,18 @@ def _per_task(row: Row, base: Row, tasks: Sequence[str]) -> str:
     parts = [f"{word} than the base on {', '.join(found[word])}" for word in ("higher", "lower") if found[word]]
     parts += [f"{WITHIN} on {', '.join(found[WITHIN])}"] if found[WITHIN] else []
     return f"Task by task: {'; '.join(parts)}." if parts else ""
+
+
+def _from(start: str) -> str:
+    return f"the {clean(start)}" if start in ("base", "analogy", "source") else clean(start)
+
+
+def _labels(n: int) -> str:
+    return count(n, "label") if n else "no label"
+
+
+def _beyond(found: str) -> str:
+    return found if found == WITHIN else f"{found}, beyond the intervals"
 
 
 def _tasks(rows: Sequence[Row]) -> tuple[str, ...]:

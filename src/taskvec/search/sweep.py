@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NonFinite, UsageError
 from ..models.forward import Forward, plain
 from ..models.functional import Bound, bind, device_of, tensors
 from ..results import Score
-from ..tasks.lazy import batches
-from ..tasks.metrics import accuracy
+from ..tasks.lazy import LazyInputs, batches, held
+from ..tasks.metrics import correct
 from ..tasks.task import Head, Split
 from ..weights import Checkpoint, TaskVector
 
 if TYPE_CHECKING:
     import torch
+
+HELD = (
+    2**29
+)  # bytes of inputs that are made once and kept while a grid is walked; the next ones are made before these go
+BATCH = 512  # lazy inputs are cut at multiples of it, which are multiples of the batches of `correct`
 
 
 def grid(low: float, high: float, points: int) -> tuple[float, ...]:
@@ -59,16 +65,18 @@ def along(
         BaseMismatch: the vector was taken from another base.
         KeyMismatch: names or shapes differ.
     """
+    import torch
+
     _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
     origin = tensors(base, like=like, device=device)
     move = tensors(vector, device=device)
     point = {n: t.clone() for n, t in origin.items()}
     for c in coefficients:
         for name, step in move.items():
-            out = point[name]
-            out.copy_(origin[name])
-            if c != 0:
-                out.add_(step * c)
+            if c == 0:
+                point[name].copy_(origin[name])
+            else:  # two passes in place: a temporary of the size of a large tensor costs more than the sum
+                torch.mul(step, c, out=point[name]).add_(origin[name])
         yield point
 
 
@@ -93,19 +101,53 @@ def curves(
     f: Bound = bind(model)
     if forward.split is not None:
         return {n: _affine_curve(f, model, base, vector, *d, coefficients, forward) for n, d in data.items()}
-    out: dict[str, list[Score]] = {name: [] for name in data}
-    for params in along(base, vector, coefficients, like=model, device=device_of(model)):
-        for name, (split, head) in data.items():
-            out[name].append(_score(f, params, split, head))
-    return {name: tuple(scores) for name, scores in out.items()}
+    hits: dict[str, list[int | None]] = {name: [0] * len(coefficients) for name in data}
+    for pieces in _pieces({n: split for n, (split, _) in data.items()}, often=len(coefficients) > 1):
+        for i, params in enumerate(along(base, vector, coefficients, like=model, device=device_of(model))):
+            for name, piece in pieces:
+                so_far = hits[name][i]
+                if so_far is not None:
+                    here = _hits(f, params, piece, data[name][1])
+                    hits[name][i] = None if here is None else so_far + here
+    return {n: tuple(Score.share(h or 0, len(data[n][0])) for h in found) for n, found in hits.items()}
+
+
+def _pieces(splits: Mapping[str, Split], *, often: bool) -> Iterator[list[tuple[str, Split]]]:
+    """All samples, in groups that hold at most `HELD` bytes of inputs made from lazy ones. A sweep goes along the whole grid
+    with each group, so that images are decoded once and not for every coefficient."""
+    group: list[tuple[str, Split]] = []
+    room = HELD
+    for name, split in splits.items():
+        inputs = split.inputs
+        if not often or not isinstance(inputs, LazyInputs):
+            group.append((name, split))
+            continue
+        size = 4 * math.prod(inputs.item)
+        at = 0
+        while at < len(split):
+            # Whole batches, so that every sample meets the same ones in its batch however the split is cut.
+            n = min(len(split) - at, max(1, room // size // BATCH) * BATCH)
+            if group and n * size > room:
+                yield group
+                group, room = [], HELD
+                continue
+            group.append((name, Split(inputs[at : at + n], split.labels[at : at + n])))
+            room, at = room - n * size, at + n
+    if group:
+        yield group
+
+
+def _hits(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head) -> int | None:
+    """The number of right answers, None where outputs are not finite."""
+    try:
+        return correct(f, params, split, head)
+    except NonFinite:
+        return None
 
 
 def _score(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head) -> Score:
     """Accuracy; a model whose outputs are not finite names no class and gets nothing right, so it is never chosen."""
-    try:
-        return accuracy(f, params, split, head)
-    except NonFinite:
-        return Score.share(0, len(split))
+    return Score.share(_hits(f, params, split, head) or 0, len(split))
 
 
 def _affine_curve(
@@ -183,6 +225,9 @@ def anywhere(
             return out
 
         return affine
+    data = {
+        n: (replace(split, inputs=held(split.inputs, memory=HELD // len(data))), h) for n, (split, h) in data.items()
+    }
     device = device_of(model)
     origin = tensors(base, like=model, device=device)
     moves = {n: tensors(v, device=device) for n, v in vectors.items()}

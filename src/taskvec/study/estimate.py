@@ -111,6 +111,12 @@ class _Clock:
             own = 3 * n * points * (2.5 if linear else 1) if options["per_task"] else 0
             ensemble = n if "ensemble" in options["baselines"] else 0
             return ahead * (validation * (per_grid * (2 + subsets) + own) + test * (5 + subsets + ensemble))
+        if cell.kind == "few-shot":
+            samples = options["spec"]["steps"] * options["spec"]["batch"] * sum(k > 0 for k in options["shots"])
+            # Three starts; the target is the last of the cells.
+            return (
+                3 * (samples * step + sizes[-1][2] * ahead * len(options["shots"])) + 5 * sizes[-1][1] * ahead * points
+            )
         if cell.kind in ("negation", "analogy"):
             return ahead * (validation * per_grid * 4 + test * 5)
         if cell.kind == "disentanglement":

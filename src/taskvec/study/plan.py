@@ -182,6 +182,11 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
     if isinstance(said, AnalogySpec):
         names = tuple(task for _, task in sorted(said.cells.items()))
         yield _result(study, protocol, said, where, names, forward, needs_of(names))
+        if said.shots and regime != POST_HOC and REGIMES[regime].forward.split is None:
+            cell = _result(study, "few-shot", said, where | {"protocol": "few-shot"}, names, forward, needs_of(names))
+            own = said.few_shot.model_dump() | {n: getattr(study.fit, n) for n in ("weight_decay", "warmup")}
+            options = {**cell.facts["options"], "shots": list(said.shots), "spec": own, "heads": study.heads}
+            yield Cell(cell.kind, cell.label, {**cell.facts, "options": options}, cell.needs)
         return
     names = said.tasks or tuple(study.tasks)
     if len(names) < 2:
@@ -205,7 +210,7 @@ def _result(
     needs: Mapping[str, Cell],
 ) -> Cell:
     facts = {
-        "options": said.model_dump(exclude={"tasks", "targets", "distances", "subsets"} - ({"subsets"} if protocol == "addition" else set())),
+        "options": said.model_dump(exclude={"tasks", "targets", "distances", "subsets", "shots", "few_shot"} - ({"subsets"} if protocol == "addition" else set())),
         "where": where, "tasks": [task_facts(study, t) for t in names], "forward": forward,
     }  # fmt: skip
     said_where = ", ".join(str(where[k]) for k in ("target", "distance") if k in where)

@@ -178,16 +178,29 @@ class NegationSpec(_Strict):
     ascent: bool = True
 
 
+class FewShotSpec(_Strict):
+    """Fine-tuning on few labels, alike from every start; decay and warm-up are those of `fit`."""
+
+    steps: Count = 60
+    lr: Rate = 3e-4
+    batch: Count = 32
+
+
 class AnalogySpec(_Strict):
-    """A is to B as C is to D."""
+    """A is to B as C is to D. With `shots` also fine-tuning on so many labelled samples of each of D's classes, from the base, the
+    best source and the analogy; in regimes through the ordinary model."""
 
     cells: Mapping[Literal["A", "B", "C", "D"], str]
     coefficients: GridSpec = GridSpec()
+    shots: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    few_shot: FewShotSpec = FewShotSpec()
 
     @model_validator(mode="after")
     def _four(self) -> AnalogySpec:
         if set(self.cells) != set("ABCD"):
             raise ValueError("an analogy has the cells A, B, C and D")
+        if sorted(set(self.shots)) != list(self.shots):
+            raise ValueError("shots must rise")
         return self
 
 
@@ -274,6 +287,11 @@ class Study(_Strict):
                     raise ValueError(
                         f"protocols.{protocol}: no task {task!r}; there are {', '.join(self.tasks)}.{nearest(task, self.tasks)}"
                     )
+        if self.protocols.analogy and self.protocols.analogy.shots:
+            if self.heads == "joint":
+                raise ValueError("protocols.analogy.shots: a joint head learnt from all labels of D; set other `heads`")
+            if not any(r in REGIMES and REGIMES[r].forward.split is None for r in self.regimes):
+                raise ValueError("protocols.analogy.shots: needs a regime through the ordinary model, such as standard")
         if not any(said for _, said in self.protocols):
             raise ValueError("protocols: ask at least one question")
         trained = [n for n, b in self.bases.items() if not b.finetuned]

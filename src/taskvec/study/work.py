@@ -10,9 +10,11 @@ from typing import Any
 from .. import protocols
 from ..errors import InputError, UsageError
 from ..models.encoders import Encoder, displacement, encoder
+from ..models.forward import plain
 from ..models.hub import fetched
 from ..models.preprocess import Preprocess
 from ..models.small import save_small_vit
+from ..protocols.analogy import best_source
 from ..results import Score
 from ..search import curves, grid
 from ..tasks import Head, Task, joined, side_by_side, zero_shot
@@ -331,7 +333,27 @@ def _locality(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
     )
 
 
+HEADS = {
+    "probed": "The frozen head was fitted on the base to all labelled training samples of its task; those labels are not counted here. All starts share it.",
+    "zero-shot": "The frozen head was made from the names of the classes; it needed no labels.",
+}
+
+
+def _few_shot(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    options, where = cell.facts["options"], cell.facts["where"]
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    cells, model, base = options["cells"], encoded.module, encoded.base
+    target, own = tasks[cells["D"]], {cells[x]: vectors[cells[x]] for x in "ABC"}
+    a, b, c = (vectors[cells[x]] for x in "ABC")
+    source = best_source(model, base, own, target, coefficients=_points(options), forward=plain)
+    return protocols.few_shot(
+        model, base, {"source": own[source], "analogy": c + (b - a)}, task=target, shots=options["shots"],
+        regime=REGIMES[where["regime"]], spec=TrainSpec(**options["spec"], seed=where["seed"]), coefficients=_points(options),
+        seed=where["seed"], notes=(f"The source was trained on {source}: the best on validation of {len(own)}.", HEADS[options["heads"]]),
+    )  # fmt: skip
+
+
 ANSWERS: Mapping[str, Callable[[Bench, Cell, Encoder], Any]] = {
     "addition": _addition, "negation": _negation, "analogy": _analogy, "disentanglement": _disentanglement,
-    "geometry": _geometry, "locality": _locality,
+    "geometry": _geometry, "locality": _locality, "few-shot": _few_shot,
 }  # fmt: skip

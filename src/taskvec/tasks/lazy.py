@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -49,6 +50,11 @@ class LazyInputs:
     def take(self, key: Any) -> LazyInputs:
         """Some of the samples, still lazy."""
         return replace(self, rows=self.rows[key])
+
+
+def held(inputs: Inputs, *, memory: int = 2**30) -> Inputs:
+    """The inputs as a tensor if it takes no more than `memory` bytes, else as they are: for what is gone through many times."""
+    return inputs[:] if isinstance(inputs, LazyInputs) and 4 * math.prod(inputs.shape) <= memory else inputs
 
 
 def batches(inputs: Inputs, size: int) -> Iterator[torch.Tensor]:
