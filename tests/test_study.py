@@ -310,7 +310,7 @@ class TestText:
             estimate(study(STUDY.replace("[bars, dots]", "{bars: {}, dots: {data: mnits}}")), tmp_path, root=root)
 
 
-ANALOGY = """
+FEW = """
 study: 1
 name: analogy
 seeds: [0, 1]
@@ -329,13 +329,13 @@ protocols:
 
 
 def test_few_shots_beside_an_analogy(root, tmp_path, study):
-    said = study(ANALOGY)
+    said = study(FEW)
     cells = [c for c in plan(said) if c.kind == "few-shot"]
     assert [c.label for c in cells] == [f"few-shot on random, {r}, seed {s}" for r in ("standard", "linear-only") for s in (0, 1)]  # fmt: skip
     # The analogy itself does not depend on them, so it is kept when they are asked for later.
-    before = {c.key for c in plan(study(ANALOGY.replace(", shots: [0, 1, 4], few_shot: {steps: 2, lr: 1.0e-3}", "")))}
+    before = {c.key for c in plan(study(FEW.replace(", shots: [0, 1, 4], few_shot: {steps: 2, lr: 1.0e-3}", "")))}
     assert before == {c.key for c in plan(said)} - {c.key for c in cells}
-    assert not {c.key for c in cells} & {c.key for c in plan(study(ANALOGY.replace("{steps: 2,", "{steps: 3,")))}
+    assert not {c.key for c in cells} & {c.key for c in plan(study(FEW.replace("{steps: 2,", "{steps: 3,")))}
     found = run(said, tmp_path / "out", root=root, only=["few-shot"])
     results = read_results(tmp_path / "out" / "results")
     assert len(found.results) == len(results) == 4
@@ -357,7 +357,7 @@ def test_few_shots_beside_an_analogy(root, tmp_path, study):
         ("protocols:", "heads: joint\nprotocols:", "a joint head learnt from all labels"),
     ):
         with pytest.raises(UsageError, match=match):
-            study(ANALOGY.replace(old, new))
+            study(FEW.replace(old, new))
 
 
 def test_a_damaged_cell_is_named(tmp_path):

@@ -334,6 +334,7 @@ def _locality(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
 
 
 HEADS = {
+    "shared": "The frozen head was fitted on the base to labelled training samples of other tasks, which have the same classes. All starts share it.",
     "probed": "The frozen head was fitted on the base to all labelled training samples of its task; those labels are not counted here. All starts share it.",
     "zero-shot": "The frozen head was made from the names of the classes; it needed no labels.",
 }
@@ -343,13 +344,17 @@ def _few_shot(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
     options, where = cell.facts["options"], cell.facts["where"]
     vectors, tasks = bench.vectors(cell, encoded.prepare)
     cells, model, base = options["cells"], encoded.module, encoded.base
+    head = cell.needs[f"head {cells['D']}"]
+    how = options["heads"]
+    if how == "probed" and cells["D"] not in [t["name"] for t in head.facts["tasks"]]:
+        how = "shared"
     target, own = tasks[cells["D"]], {cells[x]: vectors[cells[x]] for x in "ABC"}
     a, b, c = (vectors[cells[x]] for x in "ABC")
     source = best_source(model, base, own, target, coefficients=_points(options), forward=plain)
     return protocols.few_shot(
         model, base, {"source": own[source], "analogy": c + (b - a)}, task=target, shots=options["shots"],
         regime=REGIMES[where["regime"]], spec=TrainSpec(**options["spec"], seed=where["seed"]), coefficients=_points(options),
-        seed=where["seed"], notes=(f"The source was trained on {source}: the best on validation of {len(own)}.", HEADS[options["heads"]]),
+        seed=where["seed"], notes=(f"The source was trained on {source}: the best on validation of {len(own)}.", HEADS[how]),
     )  # fmt: skip
 
 
