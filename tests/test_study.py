@@ -343,7 +343,7 @@ def test_few_shots_beside_an_analogy(root, tmp_path, study):
     assert (one.task, one.shots, one.labels) == ("dark 2", (0, 1, 4), (0, 1, 4))  # one class of three
     assert [s.name for s in one.starts] == ["base", "source", "analogy"] and one.starts[0].scores[0].n == 8
     assert one.provenance.settings["fine-tuning"]["lr"] == 1e-3 and one.provenance.settings["fine-tuning"]["seed"] == 1
-    assert any("those labels are not counted" in n for n in one.notes)
+    assert any("of other tasks, which have the same classes" in n for n in one.notes)
     report.write(results, tmp_path / "r.html", every=True)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Few shots, over all regimes" in page and "Labels needed for what the base has" in page
