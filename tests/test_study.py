@@ -22,6 +22,7 @@ from taskvec.study import (  # noqa: E402
     load,
     plan,
     run,
+    tried,
     work,
 )
 from taskvec.study.cells import Cell, Store, needed, ordered  # noqa: E402
@@ -373,3 +374,52 @@ def test_a_changed_label_changes_no_key_and_a_changed_option_does(study):
     assert [c.key for c in before] == [c.key for c in after]
     wider = ordered(plan(study(ANALOGY.replace("[0, 1, 3]", "[0, 2, 3]"))))
     assert [a.kind for a, b in zip(before, wider, strict=True) if a.key != b.key] == ["analogy", "analogy"]
+
+
+class TestRefused:
+    """What would run, and mean something else than its author thinks, is refused before any work."""
+
+    def fails(self, study, changes, match, text=STUDY):
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        with pytest.raises(UsageError, match=match):
+            study(text)
+
+    def test_heads_that_know_too_much_or_nothing(self, study):
+        negation, analogy = "  negation: {control: dots, coefficients: [0, 1, 3]}\n", ANALOGY
+        joint = {"regimes:": "heads: joint\nregimes:"}
+        self.fails(study, joint, r"protocols\.negation: with `heads: joint` a head belongs to the model")
+        self.fails(study, joint | {negation: ""}, r"addition\.baselines: with `heads: joint` the jointly trained model")
+        assert study(STUDY.replace("regimes:", "heads: joint\nregimes:").replace(negation, "").replace("joint, e", "e"))
+        self.fails(study, joint, r"protocols\.analogy: with `heads: joint`", analogy)
+        alone = {"dots high: {data: dots, keep: [1, 2], head: shared}": "dots high: {data: dots, keep: [1, 2]}"}
+        self.fails(study, alone, r"the head of 'dots high' would be probed on its own labels", analogy)
+        self.fails(study, {"C: dots low": "C: dots high"}, "four different tasks", analogy)
+        self.fails(
+            study, {"regimes:": "heads: zero-shot\nregimes:"}, r"bases\.made: a base made here has no text encoder"
+        )
+
+    def test_settings_that_would_be_passed_over(self, study):
+        self.fails(
+            study, {"[standard, tangent, post-hoc]": "{standard: , post-hoc: {steps: 9}}"}, "post-hoc trains nothing"
+        )
+        self.fails(study, {"[standard, tangent, post-hoc]": "{standard: {lr: []}}"}, "at least one learning rate")
+        self.fails(
+            study,
+            {"coefficients: [0, 1, 3], b": "tasks: [bars, bars], b"},
+            r"addition\.tasks: a name stands there twice",
+        )
+        self.fails(study, {"[prediction, representation]": "[]"}, r"disentanglement\.distances: .*at least 1 item")
+        self.fails(study, {"tasks: [bars, dots]": "tasks: {bars: {keep: [yes]}, dots: }"}, "in quotes")
+        self.fails(study, {"seeds: [0, 1]": f"seeds: [{10**20}]"}, "seeds.0: Input should be less than")
+        with pytest.raises(UsageError, match="there is no task but the control"):
+            study(
+                "study: 1\nname: a\ntasks: [a]\nbases: [r]\nregimes: [standard]\nprotocols: {negation: {control: a}}\n"
+            )
+
+    def test_a_protocol_without_settings_is_asked(self, study):
+        said = study(STUDY.replace("  geometry: {}\n", "  geometry:\n"))
+        assert said.protocols.geometry is not None and said.protocols.analogy is None
+        small = tried(said, steps=2, limit=4)
+        assert small.protocols.geometry is not None and small.protocols.analogy is None

@@ -123,13 +123,11 @@ class Bench:
         tasks = [self.task(f, prepare) for f in cell.facts["tasks"]]
         classes = tasks[0].classes
         if any(t.classes != classes for t in tasks):
-            raise UsageError(f"{cell.label}: tasks that share a head must have the same classes, in one order.")
+            raise UsageError("tasks that share a head must have the same classes, in one order.")
         task = joined("together", tasks) if len(tasks) > 1 else tasks[0]
         if cell.facts["how"] == "zero-shot":
             if text is None:
-                raise UsageError(
-                    f"{cell.label}: the base has no text encoder for zero-shot heads. Set `heads: probed`."
-                )
+                raise UsageError("the base has no text encoder for zero-shot heads. Set `heads: probed`.")
             row = SETS.get(cell.facts["tasks"][0]["data"])
             head = zero_shot(text, classes, templates=row.templates if row else ("a photo of a {}.",))
         elif cell.facts["how"] == "joint":
