@@ -118,6 +118,7 @@ def test_a_study_runs_from_data_to_report(done, tmp_path):
         "regime": "standard",
         "protocol": "addition",
         "seed": 1,
+        "heads": "probed",
     }
     assert addition.provenance.settings["lr"] in (1e-3, 1e-2) and addition.provenance.seed == 1
     linear = [r for r in results if (r.kind == "addition" and "post-hoc" in r.title) or "tangent" in r.title]
@@ -233,8 +234,57 @@ def test_changed_data_is_refused(done, root, tmp_path, study):
     next((other / "bars" / "test" / "class0").iterdir()).unlink()
     wider = study(STUDY.replace("coefficients: [0, 1, 3], baselines", "coefficients: [0, 1, 4], baselines"))
     shutil.copytree(out, tmp_path / "out")
-    with pytest.raises(InputError, match=r"addition on made.*data of bars is not what its vectors were trained on"):
+    with pytest.raises(
+        InputError, match=r"addition on made.*data of bars is not what the fit bars on made.* was made from"
+    ):
         run(wider, tmp_path / "out", root=other, only=["addition"])
+    # The control has no vector; its head knows the data. New vectors would be of a base that may have seen what is tested now.
+    again = STUDY.replace("control: dots, coefficients: [0, 1, 3]", "control: bars, coefficients: [0, 1, 4]")
+    with pytest.raises(InputError, match=r"negation of dots on made.*data of bars is not what the head bars of made"):
+        run(study(again), tmp_path / "out", root=other, only=["negation of dots on made, standard, seed 0"])
+    with pytest.raises(InputError, match=r"fit bars on made.*data of bars is not what the base made, seed 0"):
+        run(study(STUDY.replace("steps: 6", "steps: 7")), tmp_path / "out", root=other, only=["addition on made"])
+
+
+def test_results_of_settings_that_are_gone_are_not_told(done, root, tmp_path, study):
+    """Copies of an earlier version of a study would be counted with those of the present one."""
+    import shutil
+
+    said, out, *_ = done
+    shutil.copytree(out, tmp_path / "out")
+    folder = tmp_path / "out" / "results" / "tiny"
+    run(
+        tried(study(STUDY.replace("seeds: [0, 1]", "seeds: [0]")), steps=2),
+        tmp_path / "out",
+        root=root,
+        only=["locality"],
+    )
+    all_of_it = {p.name for p in folder.iterdir()}
+    assert any("try-out" in name for name in all_of_it)  # which replaces nothing
+    changed = study(
+        STUDY.replace("samples: 3", "samples: 4").replace("tangent, ", "").replace("seeds: [0, 1]", "seeds: [0]")
+    )
+    found = run(changed, tmp_path / "out", root=root, only=["geometry"])
+    gone = all_of_it - {p.name for p in folder.iterdir()}
+    assert gone == {n for n in all_of_it if "try-out" not in n and ("seed-1" in n or "tangent" in n or "locality" in n)}
+    assert len(found.results) == 4 and found.computed == 0
+    run(said, tmp_path / "out", root=root)  # the cells stay
+    assert {p.name for p in folder.iterdir()} == all_of_it
+
+
+def test_results_whose_names_differ_in_signs_only_lie_apart(root, tmp_path, study):
+    text = """
+study: 1
+name: signs
+image: {size: 8, channels: 1}
+tasks: {bars: {}, d-1: {data: dots}, d 1: {data: dots, limit: 20}}
+bases: {random: {width: 16, depth: 1, patch: 4}}
+regimes: [standard]
+fit: {steps: 2, batch: 8}
+protocols: {negation: {control: bars, coefficients: [0, 1, 2]}}
+"""
+    found = run(study(text), tmp_path / "out", root=root)
+    assert len(set(found.results)) == 2 == len(read_results(tmp_path / "out"))
 
 
 def test_several_processes_share_the_work(root, tmp_path):
@@ -318,6 +368,8 @@ def test_a_damaged_cell_is_named(tmp_path):
     (store.place(cell) / "cell.json").write_text("{")
     with pytest.raises(InputError, match=r"is damaged .* to compute it again"):
         store.outcome(cell)
+    with pytest.raises(InputError, match=r"is damaged"):
+        store.seconds(cell)
 
 
 def test_a_claimed_cell_is_left_to_its_owner(tmp_path):
