@@ -475,3 +475,47 @@ class TestRefused:
         assert said.protocols.geometry is not None and said.protocols.analogy is None
         small = tried(said, steps=2, limit=4)
         assert small.protocols.geometry is not None and small.protocols.analogy is None
+
+
+class TestOverview:
+    def numbers(self, gaps):
+        from taskvec.report.overview import _claims
+
+        base = {s: {"single": 0.5, "sum": 0.5} for s in range(len(gaps))}
+        other = {s: {"single": 0.5, "sum": 0.5 + g} for s, g in enumerate(gaps)}
+        said = _claims({("b", "standard"): base, ("b", "tangent"): other})
+        assert said is not None
+        return {row[0].text: row[-1].text for row in said.tables[0].rows}
+
+    def test_equal_values_are_not_above(self):
+        assert self.numbers([0.0, 0.0]) == {
+            "single tasks: tangent at or below standard": "yes", "sum: tangent above standard": "no",
+        }  # fmt: skip
+        assert self.numbers([0.1, 0.0])["sum: tangent above standard"] == "in part"
+        assert self.numbers([0.1, 0.1])["sum: tangent above standard"] == "yes"
+
+    def test_the_best_line_is_said_to_be_picked_on_test_data(self, done):
+        _, out, *_ = done
+        results = read_results(out)
+        said = report.markdown(results)
+        assert "best of 6 lines by these same test scores" in said and "‘base’ is the linear probe" in said
+        one = [r for r in results if r.title.startswith("Addition: made, standard")]
+        assert "by these same test scores" not in report.markdown(one)
+
+    def test_a_try_out_is_not_averaged_with_the_study(self, done):
+        from taskvec.report.overview import overview
+
+        _, out, *_ = done
+        made = [r for r in read_results(out) if r.title.startswith("Addition: made, standard")]
+
+        def tried_out(r):
+            settings = {
+                **r.provenance.settings,
+                "study": {**r.provenance.settings["study"], "tryout": True, "heads": "joint"},
+            }
+            return r.model_copy(update={"provenance": r.provenance.model_copy(update={"settings": settings})})
+
+        (_, real, mine), (_, mere, theirs) = overview([*made, tried_out(made[0])])
+        assert len(mine) == 2 and len(theirs) == 1 and "try-out" in mere.title and "try-out" not in real.title
+        assert "means nothing" not in " ".join(real.sentences) and "numbers mean nothing" in mere.sentences[0]
+        assert any("trained with their task’s model" in x for x in mere.sentences)
