@@ -519,3 +519,31 @@ class TestOverview:
         assert len(mine) == 2 and len(theirs) == 1 and "try-out" in mere.title and "try-out" not in real.title
         assert "means nothing" not in " ".join(real.sentences) and "numbers mean nothing" in mere.sentences[0]
         assert any("trained with their task’s model" in x for x in mere.sentences)
+
+
+def test_the_example_of_the_documentation_is_a_study(tmp_path):
+    import re
+
+    page = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    text = next(x for x in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if x.startswith("study: 1"))
+    (tmp_path / "study.yaml").write_text(text.replace("  mine: {read: vit/}", "  # "), encoding="utf-8")
+    kinds = {c.kind for c in plan(load(tmp_path / "study.yaml"))}
+    assert kinds == {"addition", "negation", "analogy", "disentanglement", "geometry", "locality"}
+
+
+def test_a_base_that_is_read_is_known_by_its_config_too(tmp_path, study):
+    from taskvec.models.small import save_small_vit
+    from taskvec.models.vit import small_vit
+    from taskvec.weights import Checkpoint
+
+    model = small_vit(image=8, channels=1, patch=4, width=16, depth=1, generator=torch.Generator().manual_seed(0))
+    save_small_vit(tmp_path / "vit", model, Checkpoint.of(model))
+    text = f"study: 1\nname: a\ntasks: [bars, dots]\nbases: {{b: {{read: {tmp_path / 'vit'}}}}}\nprotocols: {{locality: }}\n"
+
+    def keys():
+        return [c.key for c in plan(study(text))]
+
+    before = keys()
+    config = tmp_path / "vit" / "config.json"
+    config.write_text(config.read_text().replace("0.0", "0.5", 1))  # the mean of the pixels
+    assert before != keys()

@@ -297,7 +297,7 @@ def _addition(placed: Sequence[tuple[Where, Any]]) -> Section:
         f"{spread([100 * r.row('task arithmetic').mean.value for _, r in best[1]])} % on the mean over tasks, where the base has "
         f"{spread([100 * r.row('base').mean.value for _, r in best[1]])} % and each task's own model "
         f"{spread([100 * r.row('fine-tuned').mean.value for _, r in best[1]])} %.{_picked(len(by_key(placed)))}",
-        f"{HEADS[str(placed[0][0].get('heads', 'probed'))]} ± is the standard deviation over seeds.",
+        f"{HEADS.get(str(placed[0][0].get('heads')), HEADS['probed'])} ± is the standard deviation over seeds.",
     ]
     return Section(
         title="Addition, over all regimes",
