@@ -397,7 +397,7 @@ image: {size: 8, channels: 1}
 tasks:
   bars low: {data: bars, keep: [0, class1], head: shared}
   bars high: {data: bars, keep: [1, 2], head: shared}
-  dots low: {data: dots, keep: [0, 1], head: shared}
+  dots low: {data: dots, keep: [0], head: shared}
   dots high: {data: dots, keep: [1, 2], head: shared}
 bases:
   made: {pretrain: masked, sets: [bars], steps: 5, batch: 16, width: 16, depth: 1, patch: 4}
@@ -448,6 +448,9 @@ class TestRefused:
         alone = {"dots high: {data: dots, keep: [1, 2], head: shared}": "dots high: {data: dots, keep: [1, 2]}"}
         self.fails(study, alone, r"the head of 'dots high' would be probed on its own labels", analogy)
         self.fails(study, {"C: dots low": "C: dots high"}, "four different tasks", analogy)
+        self.fails(study, {"dots, keep: [0]": "dots, keep: [0, 1]"}, "'dots low' has samples of 'dots high'", analogy)
+        whole_set = {"bases:\n": "  all: {data: dots, head: shared}\nbases:\n"}
+        self.fails(study, whole_set, "'all' has samples of 'dots high'", analogy)
         self.fails(
             study, {"regimes:": "heads: zero-shot\nregimes:"}, r"bases\.made: a base made here has no text encoder"
         )

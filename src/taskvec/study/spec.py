@@ -312,7 +312,6 @@ class Study(_Strict):
             raise ValueError("protocols: ask at least one question")
         if (changed := self.regimes.get(POST_HOC)) and (changed.steps or changed.lr):
             raise ValueError(f"regimes.{POST_HOC} trains nothing: it has the vectors of standard, whose settings count")
-        self._heads_fit()
         trained = [n for n, b in self.bases.items() if not b.finetuned]
         if not self.regimes and trained and any(said for p, said in self.protocols if p != "locality"):
             raise ValueError("regimes: name at least one")
@@ -324,7 +323,18 @@ class Study(_Strict):
                 raise ValueError(
                     f"bases.{name}.finetuned: such checkpoints come without heads; set heads to probed or zero-shot"
                 )
+        self._heads_fit()
         return self
+
+    def _overlap(self, a: str, b: str) -> bool:
+        """Whether two tasks have samples in common, as far as their classes tell."""
+        one, two = self.tasks[a], self.tasks[b]
+        kept, also = ({str(k) for k in t.keep} for t in (one, two))
+        return (
+            (one.data or a) == (two.data or b)
+            and one.invert == two.invert
+            and (not kept or not also or bool(kept & also))
+        )
 
     def _heads_fit(self) -> None:
         """Refuse questions whose answers would be those of heads that know too much or nothing."""
@@ -345,14 +355,25 @@ class Study(_Strict):
             raise ValueError(
                 f"bases.{made[0]}: a base made here has no text encoder for zero-shot heads; set heads to probed"
             )
-        if asked.analogy and self.heads == "probed":
-            fourth = asked.analogy.cells["D"]
-            group = self.tasks[fourth].head
-            if group is None or not any(t.head == group for n, t in self.tasks.items() if n != fourth):
-                raise ValueError(
-                    f"protocols.analogy: the head of {fourth!r} would be probed on its own labels, which an analogy is not to know; "
-                    "let it share a `head` with A, B or C"
-                )
+        if asked.analogy:
+            self._fourth_is_unseen(asked.analogy.cells)
+
+    def _fourth_is_unseen(self, cells: Mapping[Any, str]) -> None:
+        """Refuse analogies whose head, or the vectors it is built from, know samples of the fourth cell."""
+        fourth = cells["D"]
+        group = self.tasks[fourth].head
+        sharing = {n for n, t in self.tasks.items() if group is not None and t.head == group} - {fourth}
+        if self.heads == "probed" and not sharing:
+            raise ValueError(
+                f"protocols.analogy: the head of {fourth!r} would be probed on its own labels, which an analogy is not to know; "
+                "let it share a `head` with A, B or C"
+            )
+        teaching = {*(cells[x] for x in "ABC"), *(sharing if self.heads == "probed" else ())}
+        for name in sorted(n for n in teaching if self._overlap(n, fourth)):
+            raise ValueError(
+                f"protocols.analogy: {name!r} has samples of {fourth!r}, of which neither the head nor the other three vectors "
+                "are to know any; `keep` other classes in each"
+            )
 
 
 GIVEN = "given"  # in place of a regime: vectors of checkpoints that others fine-tuned
