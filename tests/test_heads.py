@@ -7,6 +7,8 @@ import torch
 
 from taskvec.errors import KeyMismatch, StorageError, UnknownName, UsageError
 from taskvec.models import bind, tensors
+from taskvec.models.forward import linearised
+from taskvec.search import anywhere, curves
 from taskvec.tasks import Head, Split, Task, accuracy, read_heads, save_heads, side_by_side, with_heads
 from taskvec.training import TrainSpec, fit
 from taskvec.weights import Checkpoint
@@ -96,7 +98,17 @@ class TestSideBySide:
         f, point = bind(model), tensors(made.checkpoint)
         scores = [accuracy(f, point, t.test, t.needs_head()).value for t in tasks]
         assert min(scores) > 0.85
-        assert accuracy(f, point, both.test, both.needs_head()).value == pytest.approx(sum(scores) / 2)
+        together = accuracy(f, point, both.test, both.needs_head())
+        assert together.value == pytest.approx(sum(scores) / 2)
+        # This model is linear, so through its linearisation everything is the same.
+        data = {"both": (both.test, both.needs_head())}
+        along = curves(model, base, made.vector, data, coefficients=(1.0,), forward=linearised)["both"]
+        at = anywhere(model, base, {"v": made.vector}, data, forward=linearised)
+        assert along[0] == at({"v": 1.0})["both"] == together
+
+    def test_a_file_keeps_whose_classes_are_whose(self, tmp_path):
+        both = side_by_side("both", [task("cars", ("audi", "bmw"), 0), task("pets", ("cat", "dog", "fish"), 2)])
+        assert Head.read(both.needs_head().save(tmp_path / "h.safetensors")).vocabularies == (2, 3)
 
     def test_heads_that_differ_in_kind_are_refused(self):
         with pytest.raises(UsageError, match="all normalise"):

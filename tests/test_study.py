@@ -22,6 +22,7 @@ from taskvec.study import (  # noqa: E402
     load,
     plan,
     run,
+    tried,
     work,
 )
 from taskvec.study.cells import Cell, Store, needed, ordered  # noqa: E402
@@ -117,6 +118,7 @@ def test_a_study_runs_from_data_to_report(done, tmp_path):
         "regime": "standard",
         "protocol": "addition",
         "seed": 1,
+        "heads": "probed",
     }
     assert addition.provenance.settings["lr"] in (1e-3, 1e-2) and addition.provenance.seed == 1
     linear = [r for r in results if (r.kind == "addition" and "post-hoc" in r.title) or "tangent" in r.title]
@@ -232,8 +234,57 @@ def test_changed_data_is_refused(done, root, tmp_path, study):
     next((other / "bars" / "test" / "class0").iterdir()).unlink()
     wider = study(STUDY.replace("coefficients: [0, 1, 3], baselines", "coefficients: [0, 1, 4], baselines"))
     shutil.copytree(out, tmp_path / "out")
-    with pytest.raises(InputError, match=r"addition on made.*data of bars is not what its vectors were trained on"):
+    with pytest.raises(
+        InputError, match=r"addition on made.*data of bars is not what the fit bars on made.* was made from"
+    ):
         run(wider, tmp_path / "out", root=other, only=["addition"])
+    # The control has no vector; its head knows the data. New vectors would be of a base that may have seen what is tested now.
+    again = STUDY.replace("control: dots, coefficients: [0, 1, 3]", "control: bars, coefficients: [0, 1, 4]")
+    with pytest.raises(InputError, match=r"negation of dots on made.*data of bars is not what the head bars of made"):
+        run(study(again), tmp_path / "out", root=other, only=["negation of dots on made, standard, seed 0"])
+    with pytest.raises(InputError, match=r"fit bars on made.*data of bars is not what the base made, seed 0"):
+        run(study(STUDY.replace("steps: 6", "steps: 7")), tmp_path / "out", root=other, only=["addition on made"])
+
+
+def test_results_of_settings_that_are_gone_are_not_told(done, root, tmp_path, study):
+    """Copies of an earlier version of a study would be counted with those of the present one."""
+    import shutil
+
+    said, out, *_ = done
+    shutil.copytree(out, tmp_path / "out")
+    folder = tmp_path / "out" / "results" / "tiny"
+    run(
+        tried(study(STUDY.replace("seeds: [0, 1]", "seeds: [0]")), steps=2),
+        tmp_path / "out",
+        root=root,
+        only=["locality"],
+    )
+    all_of_it = {p.name for p in folder.iterdir()}
+    assert any("try-out" in name for name in all_of_it)  # which replaces nothing
+    changed = study(
+        STUDY.replace("samples: 3", "samples: 4").replace("tangent, ", "").replace("seeds: [0, 1]", "seeds: [0]")
+    )
+    found = run(changed, tmp_path / "out", root=root, only=["geometry"])
+    gone = all_of_it - {p.name for p in folder.iterdir()}
+    assert gone == {n for n in all_of_it if "try-out" not in n and ("seed-1" in n or "tangent" in n or "locality" in n)}
+    assert len(found.results) == 4 and found.computed == 0
+    run(said, tmp_path / "out", root=root)  # the cells stay
+    assert {p.name for p in folder.iterdir()} == all_of_it
+
+
+def test_results_whose_names_differ_in_signs_only_lie_apart(root, tmp_path, study):
+    text = """
+study: 1
+name: signs
+image: {size: 8, channels: 1}
+tasks: {bars: {}, d-1: {data: dots}, d 1: {data: dots, limit: 20}}
+bases: {random: {width: 16, depth: 1, patch: 4}}
+regimes: [standard]
+fit: {steps: 2, batch: 8}
+protocols: {negation: {control: bars, coefficients: [0, 1, 2]}}
+"""
+    found = run(study(text), tmp_path / "out", root=root)
+    assert len(set(found.results)) == 2 == len(read_results(tmp_path / "out"))
 
 
 def test_several_processes_share_the_work(root, tmp_path):
@@ -367,6 +418,8 @@ def test_a_damaged_cell_is_named(tmp_path):
     (store.place(cell) / "cell.json").write_text("{")
     with pytest.raises(InputError, match=r"is damaged .* to compute it again"):
         store.outcome(cell)
+    with pytest.raises(InputError, match=r"is damaged"):
+        store.seconds(cell)
 
 
 def test_a_claimed_cell_is_left_to_its_owner(tmp_path):
@@ -394,7 +447,7 @@ image: {size: 8, channels: 1}
 tasks:
   bars low: {data: bars, keep: [0, class1], head: shared}
   bars high: {data: bars, keep: [1, 2], head: shared}
-  dots low: {data: dots, keep: [0, 1], head: shared}
+  dots low: {data: dots, keep: [0], head: shared}
   dots high: {data: dots, keep: [1, 2], head: shared}
 bases:
   made: {pretrain: masked, sets: [bars], steps: 5, batch: 16, width: 16, depth: 1, patch: 4}
@@ -423,3 +476,127 @@ def test_a_changed_label_changes_no_key_and_a_changed_option_does(study):
     assert [c.key for c in before] == [c.key for c in after]
     wider = ordered(plan(study(ANALOGY.replace("[0, 1, 3]", "[0, 2, 3]"))))
     assert [a.kind for a, b in zip(before, wider, strict=True) if a.key != b.key] == ["analogy", "analogy"]
+
+
+class TestRefused:
+    """What would run, and mean something else than its author thinks, is refused before any work."""
+
+    def fails(self, study, changes, match, text=STUDY):
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        with pytest.raises(UsageError, match=match):
+            study(text)
+
+    def test_heads_that_know_too_much_or_nothing(self, study):
+        negation, analogy = "  negation: {control: dots, coefficients: [0, 1, 3]}\n", ANALOGY
+        joint = {"regimes:": "heads: joint\nregimes:"}
+        self.fails(study, joint, r"protocols\.negation: with `heads: joint` a head belongs to the model")
+        self.fails(study, joint | {negation: ""}, r"addition\.baselines: with `heads: joint` the jointly trained model")
+        assert study(STUDY.replace("regimes:", "heads: joint\nregimes:").replace(negation, "").replace("joint, e", "e"))
+        self.fails(study, joint, r"protocols\.analogy: with `heads: joint`", analogy)
+        alone = {"dots high: {data: dots, keep: [1, 2], head: shared}": "dots high: {data: dots, keep: [1, 2]}"}
+        self.fails(study, alone, r"the head of 'dots high' would be probed on its own labels", analogy)
+        self.fails(study, {"C: dots low": "C: dots high"}, "four different tasks", analogy)
+        self.fails(study, {"dots, keep: [0]": "dots, keep: [0, 1]"}, "'dots low' has samples of 'dots high'", analogy)
+        whole_set = {"bases:\n": "  all: {data: dots, head: shared}\nbases:\n"}
+        self.fails(study, whole_set, "'all' has samples of 'dots high'", analogy)
+        self.fails(
+            study, {"regimes:": "heads: zero-shot\nregimes:"}, r"bases\.made: a base made here has no text encoder"
+        )
+
+    def test_settings_that_would_be_passed_over(self, study):
+        self.fails(
+            study, {"[standard, tangent, post-hoc]": "{standard: , post-hoc: {steps: 9}}"}, "post-hoc trains nothing"
+        )
+        self.fails(study, {"[standard, tangent, post-hoc]": "{standard: {lr: []}}"}, "at least one learning rate")
+        self.fails(
+            study,
+            {"coefficients: [0, 1, 3], b": "tasks: [bars, bars], b"},
+            r"addition\.tasks: a name stands there twice",
+        )
+        self.fails(study, {"[prediction, representation]": "[]"}, r"disentanglement\.distances: .*at least 1 item")
+        self.fails(study, {"tasks: [bars, dots]": "tasks: {bars: {keep: [yes]}, dots: }"}, "in quotes")
+        self.fails(study, {"seeds: [0, 1]": f"seeds: [{10**20}]"}, "seeds.0: Input should be less than")
+        with pytest.raises(UsageError, match="there is no task but the control"):
+            study(
+                "study: 1\nname: a\ntasks: [a]\nbases: [r]\nregimes: [standard]\nprotocols: {negation: {control: a}}\n"
+            )
+
+    def test_a_protocol_without_settings_is_asked(self, study):
+        said = study(STUDY.replace("  geometry: {}\n", "  geometry:\n"))
+        assert said.protocols.geometry is not None and said.protocols.analogy is None
+        small = tried(said, steps=2, limit=4)
+        assert small.protocols.geometry is not None and small.protocols.analogy is None
+
+
+class TestOverview:
+    def numbers(self, gaps):
+        from taskvec.report.overview import _claims
+
+        base = {s: {"single": 0.5, "sum": 0.5} for s in range(len(gaps))}
+        other = {s: {"single": 0.5, "sum": 0.5 + g} for s, g in enumerate(gaps)}
+        said = _claims({("b", "standard"): base, ("b", "tangent"): other})
+        assert said is not None
+        return {row[0].text: row[-1].text for row in said.tables[0].rows}
+
+    def test_equal_values_are_not_above(self):
+        assert self.numbers([0.0, 0.0]) == {
+            "single tasks: tangent at or below standard": "yes", "sum: tangent above standard": "no",
+        }  # fmt: skip
+        assert self.numbers([0.1, 0.0])["sum: tangent above standard"] == "in part"
+        assert self.numbers([0.1, 0.1])["sum: tangent above standard"] == "yes"
+
+    def test_the_best_line_is_said_to_be_picked_on_test_data(self, done):
+        _, out, *_ = done
+        results = read_results(out)
+        said = report.markdown(results)
+        assert "best of 6 lines by these same test scores" in said and "‘base’ is the linear probe" in said
+        one = [r for r in results if r.title.startswith("Addition: made, standard")]
+        assert "by these same test scores" not in report.markdown(one)
+
+    def test_a_try_out_is_not_averaged_with_the_study(self, done):
+        from taskvec.report.overview import overview
+
+        _, out, *_ = done
+        made = [r for r in read_results(out) if r.title.startswith("Addition: made, standard")]
+
+        def tried_out(r):
+            settings = {
+                **r.provenance.settings,
+                "study": {**r.provenance.settings["study"], "tryout": True, "heads": "joint"},
+            }
+            return r.model_copy(update={"provenance": r.provenance.model_copy(update={"settings": settings})})
+
+        (_, real, mine), (_, mere, theirs) = overview([*made, tried_out(made[0])])
+        assert len(mine) == 2 and len(theirs) == 1 and "try-out" in mere.title and "try-out" not in real.title
+        assert "means nothing" not in " ".join(real.sentences) and "numbers mean nothing" in mere.sentences[0]
+        assert any("trained with their task’s model" in x for x in mere.sentences)
+
+
+def test_the_example_of_the_documentation_is_a_study(tmp_path):
+    import re
+
+    page = (Path(__file__).parent.parent / "docs" / "studies.md").read_text(encoding="utf-8")
+    text = next(x for x in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if x.startswith("study: 1"))
+    (tmp_path / "study.yaml").write_text(text.replace("  mine: {read: vit/}", "  # "), encoding="utf-8")
+    kinds = {c.kind for c in plan(load(tmp_path / "study.yaml"))}
+    assert kinds == {"addition", "negation", "analogy", "disentanglement", "geometry", "locality"}
+
+
+def test_a_base_that_is_read_is_known_by_its_config_too(tmp_path, study):
+    from taskvec.models.small import save_small_vit
+    from taskvec.models.vit import small_vit
+    from taskvec.weights import Checkpoint
+
+    model = small_vit(image=8, channels=1, patch=4, width=16, depth=1, generator=torch.Generator().manual_seed(0))
+    save_small_vit(tmp_path / "vit", model, Checkpoint.of(model))
+    text = f"study: 1\nname: a\ntasks: [bars, dots]\nbases: {{b: {{read: {tmp_path / 'vit'}}}}}\nprotocols: {{locality: }}\n"
+
+    def keys():
+        return [c.key for c in plan(study(text))]
+
+    before = keys()
+    config = tmp_path / "vit" / "config.json"
+    config.write_text(config.read_text().replace("0.0", "0.5", 1))  # the mean of the pixels
+    assert before != keys()

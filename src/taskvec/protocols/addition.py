@@ -57,7 +57,8 @@ def addition(
             in the same way.
         joint: the vector of one model trained on all tasks together; a row "joint training", nothing to choose.
         ensemble: a row "ensemble of logits": the mean of the single-task models' logits, each task under its own head.
-        per_task: a row with one coefficient for each task, chosen in turn, from the shared one, until none changes.
+        per_task: a row with one coefficient for each task, chosen in turn, from the shared one, until none changes, three
+            rounds at most.
         subsets: also every pair, or every subset of two tasks or more, with a coefficient of its own, scored on its own tasks.
         coefficients: the grid; 0 is always tried.
         forward: through which function everything is evaluated, else the one the vectors were trained through. `linearised`

@@ -1,7 +1,7 @@
 """What the protocols share: sweep on validation, choose, and read the test split once.
 
-`test_scores` is the only place in the package where a protocol touches `task.test`. The sweep is given validation splits,
-not tasks, so it cannot choose on anything else.
+`test_scores`, and addition's ensemble of logits, which chooses nothing, are the only places where a protocol touches
+`task.test`. The sweep is given validation splits, not tasks, so it cannot choose on anything else.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def _affine_curve(
     origin, (step,) = affine_features(f, model, base, [vector], split, forward)
     head = head.to(origin.device)
     labels = split.labels.to(origin.device)
-    hits = [int((head(origin + c * step).argmax(dim=1) == labels).sum()) for c in coefficients]
+    hits = [int((head.within(head(origin + c * step), labels).argmax(dim=1) == labels).sum()) for c in coefficients]
     return tuple(Score.share(h, len(labels)) for h in hits)
 
 
@@ -220,7 +220,8 @@ def anywhere(
                 for vector, step in zip(vectors, steps, strict=True):
                     if coefficients.get(vector):
                         z += coefficients[vector] * step
-                hits = int((head.to(z.device)(z).argmax(dim=1) == split.labels.to(z.device)).sum())
+                labels = split.labels.to(z.device)
+                hits = int((head.within(head.to(z.device)(z), labels).argmax(dim=1) == labels).sum())
                 out[name] = Score.share(hits, len(split))
             return out
 

@@ -67,16 +67,21 @@ class Store:
         Raises:
             InputError: its file is damaged.
         """
+        return self._said(cell)["outcome"]
+
+    def seconds(self, cell: Cell) -> float:
+        """How long it took."""
+        return float(self._said(cell)["seconds"])
+
+    def _said(self, cell: Cell) -> dict[str, Any]:
         path = self.place(cell) / DONE
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["outcome"]
+            said = json.loads(path.read_text(encoding="utf-8"))
+            return {"outcome": dict(said["outcome"]), "seconds": float(said["seconds"])}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} is damaged ({error}). Remove the folder {path.parent} to compute it again."
             ) from error
-
-    def seconds(self, cell: Cell) -> float:
-        return float(json.loads((self.place(cell) / DONE).read_text(encoding="utf-8"))["seconds"])
 
     def finish(self, cell: Cell, outcome: Mapping[str, Any], *, seconds: float) -> None:
         needs = {role: n.key for role, n in cell.needs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,11 @@ def _where(said: BaseSpec | GivenSpec) -> Facts:
         raise UsageError(
             f"there is no checkpoint {plain(said.read)}. Name a folder, or an id of the Hugging Face hub with `download: true`."
         )
-    return facts | {"revision": Checkpoint.read(said.read).fingerprint()}
+    facts["revision"] = Checkpoint.read(said.read).fingerprint()
+    if Path(said.read).is_dir():  # how the model is built and images or texts become its inputs
+        beside = sorted(p for p in Path(said.read).iterdir() if p.suffix in (".json", ".txt") and p.is_file())
+        facts["beside"] = hashlib.sha256(b"\0".join(p.name.encode() + p.read_bytes() for p in beside)).hexdigest()[:16]
+    return facts
 
 
 def given_cell(study: Study, base: str, task: str, seed: int) -> Cell:

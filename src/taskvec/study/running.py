@@ -57,7 +57,8 @@ def run(
     """
     began, out = time.monotonic(), Path(out)
     store = Store(out / CELLS)
-    wanted = chosen(plan(study), only)
+    asked = plan(study)
+    wanted = chosen(asked, only)
     todo = needed(wanted, store)
     kept = len(ordered(wanted)) - len(todo)
     _make(store.folder)
@@ -73,7 +74,9 @@ def run(
         for other in others:
             other.terminate()
             other.wait()
-    return Outcome(computed, kept, time.monotonic() - began, _gather(study, wanted, store, out / RESULTS / study.name))
+    return Outcome(
+        computed, kept, time.monotonic() - began, _gather(study, asked, wanted, store, out / RESULTS / study.name)
+    )
 
 
 def chosen(results: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
@@ -134,19 +137,46 @@ def _compute(cell: Cell, place: Path, store: Store, bench: Bench) -> None:
     store.finish(cell, outcome, seconds=time.monotonic() - began)
 
 
-def _gather(study: Study, wanted: Sequence[Cell], store: Store, folder: Path) -> tuple[Path, ...]:
-    """Copies of the results that say which study they are of, under names that say what they are."""
+def _gather(
+    study: Study, asked: Sequence[Cell], wanted: Sequence[Cell], store: Store, folder: Path
+) -> tuple[Path, ...]:
+    """Copies of all finished results of the study, which say that they are of it, under names that say what they are; the paths
+    of those that were wanted.
+
+    Copies of results that the study as it now stands does not ask for, of settings that it had before, are removed: a report
+    would count them as its own. Their cells stay.
+    """
     _make(folder)
-    out = []
-    for cell in wanted:
+    named: dict[str, Cell] = {}
+    for cell in asked:
+        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in cell.label.replace(", ", "--"))
+        if named.setdefault(f"{name}.json", cell).key != cell.key:  # labels that differ in other characters only
+            named[f"{name}-{cell.key[:6]}.json"] = cell
+    keys, out = {c.key for c in wanted}, []
+    for name, cell in named.items():
         if store.done(cell):
             result = read_result(store.place(cell) / RESULT)
             made = result.provenance
-            settings = {**made.settings, "study": {"name": study.name, **made.settings["study"]}}
+            where = {"name": study.name, "heads": study.heads, **made.settings["study"]}
+            settings = {**made.settings, "study": where}
             result = result.model_copy(update={"provenance": made.model_copy(update={"settings": settings})})
-            name = "".join(c if c.isalnum() or c in "._-" else "-" for c in cell.label.replace(", ", "--"))
-            out.append(result.write(folder / f"{name}.json"))
+            result.write(folder / name)
+            out += [folder / name] if cell.key in keys else []
+    for path in folder.glob("*.json"):
+        cell = named.get(path.name)
+        # Looked at anew: another process may have finished it since.
+        if (cell is None or not store.done(cell)) and _of(study, path):
+            path.unlink(missing_ok=True)
     return tuple(out)
+
+
+def _of(study: Study, path: Path) -> bool:
+    """Whether a file is a copy of a result of this study, try-outs and others apart."""
+    try:
+        where = read_result(path).provenance.settings.get("study")
+    except TaskvecError:
+        return False
+    return isinstance(where, dict) and where.get("name") == study.name and bool(where.get("tryout")) == study.tryout
 
 
 def _make(folder: Path) -> None:

@@ -8,16 +8,26 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import InputError, UsageError, nearest
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _each_once(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("a name stands there twice")
+    return value
+
+
+Names = Annotated[tuple[str, ...], AfterValidator(_each_once)]
 
 
 class ImageSpec(_Strict):
@@ -41,6 +51,13 @@ class TaskSpec(_Strict):
     test_limit: Count | None = None
     invert: bool = False
     head: str | None = None
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _quoted(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value):
+            raise ValueError("YAML reads yes, no, on and off as true and false; write a class of such a name in quotes")
+        return value
 
 
 class GivenSpec(_Strict):
@@ -121,9 +138,13 @@ class FitSpec(_Strict):
     @field_validator("lr")
     @classmethod
     def _any(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("needs at least one learning rate, each once")
-        return value
+        return _rates(value)
+
+
+def _rates(value: tuple[float, ...]) -> tuple[float, ...]:
+    if not value or len(set(value)) < len(value):
+        raise ValueError("needs at least one learning rate, each once")
+    return value
 
 
 class RegimeSpec(_Strict):
@@ -132,6 +153,7 @@ class RegimeSpec(_Strict):
     steps: Count | None = None
     lr: tuple[Rate, ...] | None = None
 
+    _any = field_validator("lr")(lambda value: value if value is None else _rates(value))
     _several = field_validator("lr", mode="before")(
         lambda value: value if value is None or isinstance(value, list | tuple) else (value,)
     )
@@ -161,7 +183,7 @@ class GridSpec(_Strict):
 class AdditionSpec(_Strict):
     """The tasks (all unless named) added up; `subsets` of them too; `per_task` coefficients; `baselines` beside the sum."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: Names = ()
     coefficients: GridSpec = GridSpec()
     subsets: Literal["none", "pairs", "all"] = "none"
     per_task: bool = False
@@ -172,7 +194,7 @@ class NegationSpec(_Strict):
     """Every target forgotten in turn (all tasks but the control unless named)."""
 
     control: str
-    targets: tuple[str, ...] = ()
+    targets: Names = ()
     coefficients: GridSpec = GridSpec()
     control_share: Annotated[float, Field(ge=0, le=1)] = 0.95
     ascent: bool = True
@@ -201,23 +223,27 @@ class AnalogySpec(_Strict):
             raise ValueError("an analogy has the cells A, B, C and D")
         if sorted(set(self.shots)) != list(self.shots):
             raise ValueError("shots must rise")
+        if len(set(self.cells.values())) < 4:
+            raise ValueError("the cells of an analogy are four different tasks")
         return self
 
 
 class DisentanglementSpec(_Strict):
-    tasks: tuple[str, ...] = ()
+    tasks: Names = ()
     coefficients: GridSpec = GridSpec(points=5)
-    distances: tuple[Literal["prediction", "representation"], ...] = ("prediction",)
+    distances: Annotated[
+        tuple[Literal["prediction", "representation"], ...], AfterValidator(_each_once), Field(min_length=1)
+    ] = ("prediction",)
 
 
 class GeometrySpec(_Strict):
-    tasks: tuple[str, ...] = ()
+    tasks: Names = ()
     steps: bool = True
     subspace: Annotated[int, Field(ge=0)] = 0
 
 
 class LocalitySpec(_Strict):
-    tasks: tuple[str, ...] = ()
+    tasks: Names = ()
     samples: Count = 24
 
 
@@ -229,6 +255,12 @@ class ProtocolSpecs(_Strict):
     geometry: GeometrySpec | None = None
     locality: LocalitySpec | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _asked(cls, value: Any) -> Any:
+        """A name without settings asks the question as it is, as elsewhere in the file."""
+        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
 
 class Study(_Strict):
     """A study: what is asked (protocols), of which tasks, from which bases, in which regimes, how often (seeds)."""
@@ -237,7 +269,7 @@ class Study(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
     about: str = ""
     root: str | None = None
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     image: ImageSpec = ImageSpec()
     tasks: Mapping[str, TaskSpec]
     bases: Mapping[str, BaseSpec]
@@ -280,6 +312,8 @@ class Study(_Strict):
                 named = (said.control, *said.targets)
                 if said.control in said.targets:
                     raise ValueError(f"protocols.negation: {said.control!r} is control and target")
+                if not said.targets and not set(self.tasks) - {said.control}:
+                    raise ValueError("protocols.negation: there is no task but the control")
             if isinstance(said, AnalogySpec):
                 named = tuple(said.cells.values())
             for task in named:
@@ -294,6 +328,8 @@ class Study(_Strict):
                 raise ValueError("protocols.analogy.shots: needs a regime through the ordinary model, such as standard")
         if not any(said for _, said in self.protocols):
             raise ValueError("protocols: ask at least one question")
+        if (changed := self.regimes.get(POST_HOC)) and (changed.steps or changed.lr):
+            raise ValueError(f"regimes.{POST_HOC} trains nothing: it has the vectors of standard, whose settings count")
         trained = [n for n, b in self.bases.items() if not b.finetuned]
         if not self.regimes and trained and any(said for p, said in self.protocols if p != "locality"):
             raise ValueError("regimes: name at least one")
@@ -305,7 +341,57 @@ class Study(_Strict):
                 raise ValueError(
                     f"bases.{name}.finetuned: such checkpoints come without heads; set heads to probed or zero-shot"
                 )
+        self._heads_fit()
         return self
+
+    def _overlap(self, a: str, b: str) -> bool:
+        """Whether two tasks have samples in common, as far as their classes tell."""
+        one, two = self.tasks[a], self.tasks[b]
+        kept, also = ({str(k) for k in t.keep} for t in (one, two))
+        return (
+            (one.data or a) == (two.data or b)
+            and one.invert == two.invert
+            and (not kept or not also or bool(kept & also))
+        )
+
+    def _heads_fit(self) -> None:
+        """Refuse questions whose answers would be those of heads that know too much or nothing."""
+        asked = self.protocols
+        if self.heads == "joint":
+            if asked.negation or asked.analogy:
+                which = "negation" if asked.negation else "analogy"
+                raise ValueError(
+                    f"protocols.{which}: with `heads: joint` a head belongs to the model it was trained with, and the control of a "
+                    "negation or the fourth cell of an analogy needs one of its own; set heads to probed or zero-shot"
+                )
+            if asked.addition and "joint" in asked.addition.baselines:
+                raise ValueError(
+                    "protocols.addition.baselines: with `heads: joint` the jointly trained model would be scored under the heads of "
+                    "the single-task models; leave joint out, or set heads to probed or zero-shot"
+                )
+        if self.heads == "zero-shot" and (made := [n for n, b in self.bases.items() if b.read is None]):
+            raise ValueError(
+                f"bases.{made[0]}: a base made here has no text encoder for zero-shot heads; set heads to probed"
+            )
+        if asked.analogy:
+            self._fourth_is_unseen(asked.analogy.cells)
+
+    def _fourth_is_unseen(self, cells: Mapping[Any, str]) -> None:
+        """Refuse analogies whose head, or the vectors it is built from, know samples of the fourth cell."""
+        fourth = cells["D"]
+        group = self.tasks[fourth].head
+        sharing = {n for n, t in self.tasks.items() if group is not None and t.head == group} - {fourth}
+        if self.heads == "probed" and not sharing:
+            raise ValueError(
+                f"protocols.analogy: the head of {fourth!r} would be probed on its own labels, which an analogy is not to know; "
+                "let it share a `head` with A, B or C"
+            )
+        teaching = {*(cells[x] for x in "ABC"), *(sharing if self.heads == "probed" else ())}
+        for name in sorted(n for n in teaching if self._overlap(n, fourth)):
+            raise ValueError(
+                f"protocols.analogy: {name!r} has samples of {fourth!r}, of which neither the head nor the other three vectors "
+                "are to know any; `keep` other classes in each"
+            )
 
 
 GIVEN = "given"  # in place of a regime: vectors of checkpoints that others fine-tuned
@@ -348,6 +434,7 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
     """
     table: dict[str, Any] = study.model_dump()
     table["tryout"] = True
+    table["protocols"] = {name: said for name, said in table["protocols"].items() if said is not None}
     changed = [table["fit"], *table["bases"].values(), *table["regimes"].values()]
     if steps is not None:
         for said in changed:
@@ -361,11 +448,11 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
             for part in ("limit", "validation_limit", "test_limit"):
                 said[part] = min(limit, said[part] or limit)
         for said in table["protocols"].values():
-            if said and "coefficients" in said:
+            if "coefficients" in said:
                 said["coefficients"]["points"] = min(3, said["coefficients"]["points"])
-            if said and said.get("subsets") == "all":
+            if said.get("subsets") == "all":
                 said["subsets"] = "pairs"
-            if said and "samples" in said:
+            if "samples" in said:
                 said["samples"] = max(1, min(said["samples"], limit // 2))
     return Study.model_validate(table)
 

@@ -72,8 +72,21 @@ class Bench:
             self._bases[cell.key] = found
         return self._bases[cell.key]
 
-    def task(self, facts: Mapping[str, Any], prepare: Preprocess) -> Task:
-        return part(self._whole(facts["data"], prepare), facts, prepare)
+    def task(self, facts: Mapping[str, Any], prepare: Preprocess, *earlier: Cell) -> Task:
+        """The task that `facts` describe; its data must be what `earlier` cells were made from, those of them that used it."""
+        whole_set = self._whole(facts["data"], prepare)
+        task = part(whole_set, facts, prepare)
+        for cell in earlier:
+            pretrained = cell.kind == "base"
+            names = cell.facts.get("on", ()) if pretrained else [t["name"] for t in cell.facts["tasks"]]
+            seen = dict(zip(names, self.store.outcome(cell).get("data", ()), strict=False))
+            name = facts["data"] if pretrained else facts["name"]
+            if name in seen and seen[name] != fingerprint(whole_set if pretrained else task):
+                raise InputError(
+                    f"the data of {name} is not what the {cell.label} was made from: the files have changed. Put them back, or keep "
+                    "the results of the new data in another folder."
+                )
+        return task
 
     def _whole(self, data: str, prepare: Preprocess) -> Task:
         if (data, prepare) not in self._sets:
@@ -100,11 +113,13 @@ class Bench:
         )  # fmt: skip
         start = Checkpoint.of(model, label="random")
         told: dict[str, Any] = {"how": facts["pretrain"] or "random"}
+        seen: dict[str, Any] = {}
         if facts["pretrain"]:
             prepare = Preprocess(image["size"], image["channels"])
             recipe = RECIPES[facts["pretrain"]]
-            parts = [divided(self._whole(d, prepare), share=facts["share"], seed=SEED)[0] for d in facts["on"]]
-            inputs, labels, _ = jointly(parts)
+            sets = [self._whole(d, prepare) for d in facts["on"]]
+            inputs, labels, _ = jointly([divided(s, share=facts["share"], seed=SEED)[0] for s in sets])
+            seen["data"] = [fingerprint(s) for s in sets]
             own = {n: facts[n] for n in ("steps", "lr", "batch", "weight_decay", "seed")}
             spec = replace(recipe.spec, **own)
             made = pretrain(
@@ -116,22 +131,20 @@ class Bench:
         save_small_vit(
             place / BASE, model, start, mean=[0.5] * image["channels"], std=[0.5] * image["channels"], pretraining=told
         )
-        return {"fingerprint": start.fingerprint(), **told}
+        return {"fingerprint": start.fingerprint(), **told, **seen}
 
     def _head(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         import torch
 
         model, base, prepare, text = self.base(cell.needs["base"])
-        tasks = [self.task(f, prepare) for f in cell.facts["tasks"]]
+        tasks = [self.task(f, prepare, cell.needs["base"]) for f in cell.facts["tasks"]]
         classes = tasks[0].classes
         if any(t.classes != classes for t in tasks):
-            raise UsageError(f"{cell.label}: tasks that share a head must have the same classes, in one order.")
+            raise UsageError("tasks that share a head must have the same classes, in one order.")
         task = joined("together", tasks) if len(tasks) > 1 else tasks[0]
         if cell.facts["how"] == "zero-shot":
             if text is None:
-                raise UsageError(
-                    f"{cell.label}: the base has no text encoder for zero-shot heads. Set `heads: probed`."
-                )
+                raise UsageError("the base has no text encoder for zero-shot heads. Set `heads: probed`.")
             row = SETS.get(cell.facts["tasks"][0]["data"])
             head = zero_shot(text, classes, templates=row.templates if row else ("a photo of a {}.",))
         elif cell.facts["how"] == "joint":
@@ -141,14 +154,15 @@ class Bench:
         else:
             head = probe(model, base, task)
         head.save(place / HEAD, overwrite=True)
-        return {"classes": len(classes), "samples": len(task.train)}
+        return {"classes": len(classes), "samples": len(task.train), "data": [fingerprint(t) for t in tasks]}
 
     def _fit(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         facts = cell.facts
         model, base, prepare, _ = self.base(cell.needs["base"])
-        parts = [
-            self.task(f, prepare).with_head(self._kept_head(cell.needs[f"head {f['name']}"])) for f in facts["tasks"]
-        ]
+        parts = []
+        for f in facts["tasks"]:
+            head = cell.needs[f"head {f['name']}"]
+            parts.append(self.task(f, prepare, cell.needs["base"], head).with_head(self._kept_head(head)))
         task = parts[0] if len(parts) == 1 else side_by_side("joint", parts)
         lr = facts["lr"] or self.store.outcome(cell.needs["rate"])["lr"]
         regime = REGIMES[facts["regime"]]
@@ -226,21 +240,18 @@ class Bench:
     # What protocols are given.
 
     def vectors(self, cell: Cell, prepare: Preprocess) -> tuple[dict[str, TaskVector], dict[str, Task]]:
-        """The vectors at the chosen rate, or those that were given, and their tasks with heads; the data must be what vectors
-        made here were trained on."""
+        """The vectors at the chosen rate, or those that were given, and their tasks with heads."""
         lr = self.store.outcome(cell.needs["rate"])["lr"] if "rate" in cell.needs else None
         vectors, tasks = {}, {}
         for f in cell.facts["tasks"]:
             name = f["name"]
             role = f"given {name}" if lr is None else f"{name} {lr:g}"
-            task, own = self.task(f, prepare), cell.needs.get(role)
-            head = self._kept_head(cell.needs[f"head {name}"])
+            own, probed = cell.needs.get(role), cell.needs[f"head {name}"]
+            also = [cell.needs[r] for r in ("joint", "ascent") if r in cell.needs]
+            trained = [] if own is None or lr is None else [own]
+            task = self.task(f, prepare, *trained, *also, probed, cell.needs["base"])
+            head = self._kept_head(probed)
             if own is not None:
-                if lr is not None and self.store.outcome(own)["data"] != [fingerprint(task)]:
-                    raise InputError(
-                        f"the data of {name} is not what its vectors were trained on: the files have changed. Put them back, or "
-                        "keep the results of the new data in another folder."
-                    )
                 vectors[name] = TaskVector.read(self.store.place(own) / VECTOR, label=name)
                 if own.facts.get("head") == "joint":
                     head = Head.read(self.store.place(own) / HEAD)
@@ -321,7 +332,7 @@ def _geometry(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
 
 
 def _locality(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
-    tasks = [bench.task(f, encoded.prepare) for f in cell.facts["tasks"]]
+    tasks = [bench.task(f, encoded.prepare, cell.needs["base"]) for f in cell.facts["tasks"]]
     samples = cell.facts["options"]["samples"]
     return protocols.locality(
         encoded.module,

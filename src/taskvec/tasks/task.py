@@ -115,6 +115,8 @@ class Head:
         weights: dict[str, Any] = {"weight": self.weight.detach().cpu(), "bias": self.bias.detach().cpu()}
         if self.normalise:
             weights["normalise"] = np.ones(1, np.uint8)
+        if self.vocabularies:
+            weights["vocabularies"] = np.array(self.vocabularies, np.int64)
         return Checkpoint.of(weights, label="head").save(path, overwrite=overwrite)
 
     @classmethod
@@ -126,9 +128,10 @@ class Head:
         """
         table = tensors(Checkpoint.read(path))
         normalise = "normalise" in table
+        sizes = table.pop("vocabularies", None)
         if set(table) - {"normalise"} != {"weight", "bias"}:
             raise KeyMismatch(f"{path} is not a head: expected the tensors 'weight' and 'bias', got {sorted(table)}.")
-        return cls(table["weight"], table["bias"], normalise)
+        return cls(table["weight"], table["bias"], normalise, () if sizes is None else tuple(map(int, sizes)))
 
 
 @dataclass(frozen=True, eq=False)
