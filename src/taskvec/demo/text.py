@@ -16,7 +16,7 @@ from ..select import matching
 from ..tasks import Head, Split, Task
 from ..tasks.text import Sentences, order_task, origin_task, quoting, read_sentences, sentences_task
 from ..training import Regime, TrainSpec, fit
-from ..training.probe import SPEC, probe_features
+from ..training.probe import probe_features
 from ..weights import Checkpoint
 from .setting import Setting
 
@@ -29,6 +29,7 @@ FILES = {"phones": "amazon_cells_labelled.txt", "films": "imdb_labelled.txt", "r
 FOLDERS = (".", "sentiment labelled sentences", "uci_sentiment_sentences")  # as unpacked, and as often renamed
 VARIABLE = "TASKVEC_DATA"
 PARTS = (0.6, 0.15, 0.25)
+HEAD = TrainSpec(steps=200, lr=1e-3, batch=128)  # an early head: the frozen layers below it were not made for sentiment
 FROZEN = 4  # of six layers; the embeddings and these stay as they are, so their outputs are computed once
 TOKENS = 32
 
@@ -148,7 +149,7 @@ def probed(tasks: list[Task], *, seed: int = 0) -> Head:
     """A linear head for tasks whose inputs are features of the base."""
     torch = require_torch("Probing")
     seen = Split(torch.cat([t.train.inputs for t in tasks]), torch.cat([t.train.labels for t in tasks]))
-    return probe_features(seen, tasks[0].classes, spec=replace(SPEC, seed=seed))
+    return probe_features(seen, tasks[0].classes, spec=replace(HEAD, seed=seed))
 
 
 def _lifted(task: Task, lift: Lift) -> Task:

@@ -121,7 +121,9 @@ def head_cell(study: Study, base: str, task: str, seed: int) -> Cell:
     members = [task] if group is None else [t for t in study.tasks if study.tasks[t].head == group]
     if analogy is not None:
         members = [t for t in members if t != analogy.cells["D"]] or members
-    facts = {"how": study.heads, "tasks": [task_facts(study, t) for t in members], "seed": seed}
+    facts: Facts = {"how": study.heads, "tasks": [task_facts(study, t) for t in members], "seed": seed}
+    if study.heads == "probed":
+        facts["ridge"] = 1.0
     return Cell("head", f"head {group or task} of {base}, seed {seed}", facts, {"base": base_cell(study, base, seed)})
 
 

@@ -152,7 +152,7 @@ class Bench:
                 width = model(task.train.inputs[:1].to(next(model.parameters()).device)).shape[-1]
             head = Head.random(len(classes), width, generator=torch.Generator().manual_seed(cell.facts["seed"]))
         else:
-            head = probe(model, base, task)
+            head = probe(model, base, task, ridge=cell.facts["ridge"])
         head.save(place / HEAD, overwrite=True)
         return {"classes": len(classes), "samples": len(task.train), "data": [fingerprint(t) for t in tasks]}
 

@@ -194,7 +194,6 @@ STRONG = functools.partial(
     jitter, border="border", shift=0.15, scale=0.3, contrast=0.4, noise=0.1, brightness=0.2, colour=0.2
 )
 
-PROBED = TrainSpec(steps=400, lr=5e-3, batch=256)
 
 # For small_vit at 32 pixels and inputs from -1 to 1, minutes each on one core; what they reach is in docs/pretraining.md.
 RECIPES: Mapping[str, Settings] = MappingProxyType(
@@ -210,4 +209,4 @@ RECIPES: Mapping[str, Settings] = MappingProxyType(
 def probe_scores(model: torch.nn.Module, base: Checkpoint, tasks: Sequence[Task]) -> dict[str, Score]:
     """Validation accuracy of a linear probe on the base's features, for each task; probes see the training part."""
     f, weights = bind(model), tensors(base, like=model)
-    return {t.name: accuracy(f, weights, t.validation, probe(model, base, t, spec=PROBED)) for t in tasks}
+    return {t.name: accuracy(f, weights, t.validation, probe(model, base, t)) for t in tasks}
