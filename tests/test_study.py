@@ -517,6 +517,9 @@ class TestRefused:
         )
         self.fails(study, {"[prediction, representation]": "[]"}, r"disentanglement\.distances: .*at least 1 item")
         self.fails(study, {"tasks: [bars, dots]": "tasks: {bars: {keep: [yes]}, dots: }"}, "in quotes")
+        self.fails(
+            study, {"tasks: [bars, dots]": "tasks: {bars: , dots: , bars: }"}, r"'bars' \(line 6\) stands there twice"
+        )
         self.fails(study, {"seeds: [0, 1]": f"seeds: [{10**20}]"}, "seeds.0: Input should be less than")
         with pytest.raises(UsageError, match="there is no task but the control"):
             study(

@@ -411,6 +411,10 @@ def load(path: str | Path) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the study {path}: {getattr(error, 'strerror', None) or error}.") from error
     try:
+        if twice := _twice(yaml.compose(text, yaml.SafeLoader)):
+            raise UsageError(
+                f"{path}: {twice} stands there twice in one table; YAML would take the last without a word."
+            )
         table = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise UsageError(f"{path} is not YAML: {str(error).replace(chr(10), ' ')}") from error
@@ -422,6 +426,21 @@ def load(path: str | Path) -> Study:
         return Study.model_validate(table)
     except ValidationError as error:
         raise UsageError(f"{path} is no study that can be run: {_told(error)}") from error
+
+
+def _twice(node: Any) -> str:
+    """The first name that a table of the file has two of, with its line; empty if there is none."""
+    todo = [] if node is None else [node]
+    for node in todo:  # grows as it is read; aliases lead to nodes that were read, so it ends
+        found = node.value if isinstance(node, yaml.MappingNode) else []
+        seen: set[str] = set()
+        for key, _ in found:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                return f"{key.value!r} (line {key.start_mark.line + 1})"
+            seen.add(str(key.value))
+        inner = [v for _, v in found] if found else node.value if isinstance(node, yaml.SequenceNode) else []
+        todo += [n for n in inner if not any(n is t for t in todo)]
+    return ""
 
 
 def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -> Study:
