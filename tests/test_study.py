@@ -463,6 +463,7 @@ def test_an_analogy_with_one_head_that_has_not_seen_the_fourth_cell(root, tmp_pa
     cells = ordered(plan(said))
     (head,) = (c for c in cells if c.kind == "head")
     assert [t["name"] for t in head.facts["tasks"]] == ["bars low", "bars high", "dots low"]
+    assert all(c.facts["tasks"] == ["bars low", "bars high", "dots low"] for c in cells if c.kind == "rate")
     assert next(c for c in cells if c.kind == "base").facts["on"] == ["bars"]
     found = run(said, tmp_path / "out", root=root)
     result = read_results(tmp_path / "out")[0]

@@ -149,10 +149,13 @@ def fit_cell(
 
 
 def rate_cell(study: Study, base: str, regime: str, seed: int) -> Cell:
-    """Which learning rate: the best mean validation accuracy of the single-task models."""
+    """Which learning rate: the best mean validation accuracy of the single-task models, without that of an analogy's fourth cell,
+    which is not to be known."""
     rates = (study.regimes.get(regime) or RegimeSpec()).lr or study.fit.lr
     needs = {f"{t} {lr:g}": fit_cell(study, base, [t], regime, seed, lr=lr) for t in used(study) for lr in rates}
-    facts = {"rates": list(rates), "tasks": used(study)}
+    analogy = study.protocols.analogy
+    unknown = analogy.cells["D"] if analogy is not None else None
+    facts = {"rates": list(rates), "tasks": [t for t in used(study) if t != unknown]}
     return Cell("rate", f"learning rate on {base}, {regime}, seed {seed}", facts, needs)
 
 

@@ -222,6 +222,10 @@ class Bench:
         where = facts["where"]
         lr = self.store.outcome(needs["rate"])["lr"] if "rate" in needs else None
         settings = {**result.provenance.settings, "study": where, **({} if lr is None else {"lr": lr})}
+        noted = {f["name"]: self.task(f, encoded.prepare, needs["base"]).notes for f in facts["tasks"]}
+        settings |= (
+            {"data": {name: list(notes) for name, notes in noted.items() if notes}} if any(noted.values()) else {}
+        )
         title = f"{cell.kind.capitalize()}{' of ' + where['target'] if 'target' in where else ''}: {where['base']}, {where['regime']}"
         tryout = ", try-out" if where.get("tryout") else ""
         result = result.model_copy(
