@@ -102,7 +102,9 @@ def rescale(arrays: Sequence[Array], *, norm: float, of: float) -> Array:
     return x * (norm / of if of else 0.0)
 
 
-def interpolate(arrays: Sequence[Array], *, t: float, dot: float, a: float, b: float) -> Array:
+def interpolate(
+    arrays: Sequence[Array], *, t: float, dot: float, a: float, b: float, parallel: float = 0.9995
+) -> Array:
     r"""Spherical interpolation: :math:`\frac{\sin((1-t)\Omega)}{\sin\Omega}\tau_a + \frac{\sin(t\Omega)}{\sin\Omega}\tau_b`.
 
     :math:`\Omega` is the angle between the tensors. Nearly parallel, opposite or zero tensors are interpolated linearly.
@@ -111,17 +113,18 @@ def interpolate(arrays: Sequence[Array], *, t: float, dot: float, a: float, b: f
         arrays: two tensors.
         t: 0 gives the first, 1 the second.
         dot, a, b: their inner product and their norms.
+        parallel: the cosine beyond which interpolation is linear; at 1, from an angle of 1e-8 on.
     Reference: Shoemake 1985, "Animating rotation with quaternion curves".
     """
     x, y = arrays
-    parts = _between(t=t, dot=dot, a=a, b=b)
+    parts = _between(t=t, dot=dot, a=a, b=b, parallel=parallel)
     return x * parts["p"] + y * parts["q"]
 
 
-def _between(*, t: float, dot: float, a: float, b: float) -> dict[str, float]:
+def _between(*, t: float, dot: float, a: float, b: float, parallel: float = 0.9995) -> dict[str, float]:
     """The coefficients p and q of the two tensors."""
     cosine = dot / (a * b) if a and b else 1.0
-    if abs(cosine) > 0.9995:
+    if abs(cosine) > parallel or 1 - cosine * cosine <= 1e-16:
         return {"p": 1 - t, "q": float(t)}
     angle = math.acos(cosine)
     return {"p": math.sin((1 - t) * angle) / math.sin(angle), "q": math.sin(t * angle) / math.sin(angle)}

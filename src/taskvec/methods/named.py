@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..errors import UsageError
 from ..weights import TaskVector, lift, named
 from ..weights.summaries import DOT, KTH_MAGNITUDE, MAGNITUDE_BIN, NORM
+from . import checks
 from .elementwise import DROP, ELECT, INTERPOLATE, NOISE, RESCALE, TRIM
 
 
@@ -20,7 +21,7 @@ def task_sum(vectors: Sequence[TaskVector]) -> TaskVector:
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 2.
     Example: ``base + 0.4 * sum([cars, dtd])``, the same as ``base + 0.4 * (cars + dtd)``.
     """
-    _count("sum", vectors)
+    checks.count("sum", vectors)
     total = vectors[0]
     for vector in vectors[1:]:
         total = total + vector
@@ -37,7 +38,7 @@ def average(vectors: Sequence[TaskVector]) -> TaskVector:
     Reference: Wortsman et al. 2022, arXiv:2203.05482, section 2 (uniform soup).
     Example: ``base + average([cars, dtd])``
     """
-    _count("average", vectors)
+    checks.count("average", vectors)
     return task_sum(vectors) / len(vectors)
 
 
@@ -55,8 +56,8 @@ def ties(vectors: Sequence[TaskVector], *, density: float = 0.2) -> TaskVector:
     Reference: Yadav et al. 2023, arXiv:2306.01708, section 4.
     Example: ``base + 0.7 * ties([cars, dtd], density=0.2)``
     """
-    _count("ties", vectors)
-    _density("ties", density)
+    checks.count("ties", vectors)
+    checks.density("ties", density)
     trimmed = [lift(TRIM, [v], cut=_kth_magnitude(v, density)) for v in vectors] if density < 1 else list(vectors)
     return named("ties", vectors, lift(ELECT, trimmed), density=density)
 
@@ -76,8 +77,8 @@ def dare(vectors: Sequence[TaskVector], *, density: float, seed: int = 0) -> Tas
     Reference: Yu et al. 2023, arXiv:2311.03099, section 3.
     Example: ``base + 0.5 * dare([cars, dtd], density=0.1, seed=0)``
     """
-    _count("dare", vectors)
-    _density("dare", density)
+    checks.count("dare", vectors)
+    checks.density("dare", density)
     dropped = [lift(DROP, [v], density=density, seed=f"dare {seed} {i}") for i, v in enumerate(vectors)]
     return named("dare", vectors, task_sum(dropped), density=density, seed=seed)
 
@@ -96,12 +97,12 @@ def slerp(vectors: Sequence[TaskVector], *, t: float = 0.5) -> TaskVector:
     Reference: Shoemake 1985, "Animating rotation with quaternion curves".
     Example: ``base + slerp([cars, dtd], t=0.5)``
     """
-    _count("slerp", vectors, least=2, most=2)
+    checks.count("slerp", vectors, least=2, most=2)
     if not 0 <= t <= 1:
         raise UsageError(f"slerp: t is {t}; it must lie in [0, 1].")
     a, b = vectors
     dot = lift(DOT, [a, b], per="tensor")
-    norms = [lift(NORM, [v], per="tensor") for v in _widened(a, b)]
+    norms = [lift(NORM, [v], per="tensor") for v in checks.widened(vectors)]
     return named("slerp", vectors, lift(INTERPOLATE, [a, b], t=float(t), dot=dot, a=norms[0], b=norms[1]), t=float(t))
 
 
@@ -115,7 +116,7 @@ def random_like(vectors: Sequence[TaskVector] | TaskVector, *, seed: int = 0) ->
     Example: ``base - 0.5 * random([toxic], seed=1)``
     """
     vectors = [vectors] if isinstance(vectors, TaskVector) else vectors
-    _count("random", vectors, most=1)
+    checks.count("random", vectors, most=1)
     (v,) = vectors
     draw = lift(NOISE, [v], seed=f"random {seed}")
     matched = lift(RESCALE, [draw], norm=lift(NORM, [v], per="tensor"), of=lift(NORM, [draw], per="tensor"))
@@ -125,24 +126,3 @@ def random_like(vectors: Sequence[TaskVector] | TaskVector, *, seed: int = 0) ->
 def _kth_magnitude(vector: TaskVector, density: float):
     high = lift(MAGNITUDE_BIN, [vector], density=density)
     return lift(KTH_MAGNITUDE, [vector], high=high)
-
-
-def _widened(a: TaskVector, b: TaskVector) -> tuple[TaskVector, TaskVector]:
-    """Both vectors over the union of their names, so that every tensor has both norms."""
-    zero = 0.0 * a + 0.0 * b
-    return a + zero, b + zero
-
-
-def _count(method: str, vectors: Sequence[TaskVector], *, least: int = 1, most: int | None = None) -> None:
-    n = len(vectors)
-    if n < least or (most is not None and n > most):
-        want = f"exactly {least}" if most == least else f"at least {least}" if most is None else f"{least} to {most}"
-        raise UsageError(f"{method} takes {want} task vector{'s' if (most or least) > 1 else ''}, got {n}.")
-
-
-def _density(method: str, density: float) -> None:
-    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
-        raise UsageError(
-            f"{method}: density is {density!r}; it is the share of entries kept and must lie in (0, 1]. "
-            "For a percentage p, write p / 100."
-        )
