@@ -84,3 +84,74 @@ def test_mergekit_linear_family(mergekit, record_property):
         ),
     ):
         differences(base + ours, theirs, what, record_property)
+
+
+@pytest.fixture
+def same_masks(monkeypatch):
+    """Feed a peer that draws with `torch.bernoulli` the masks that our results show, in the order it asks for them."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def feed(masks: list[np.ndarray]) -> None:
+        queue = iter([torch.from_numpy(m.astype(np.float32)) for m in masks])
+        monkeypatch.setattr(torch, "bernoulli", lambda p: next(queue).reshape(p.shape).to(p.dtype))
+
+    return feed
+
+
+def test_mergekit_sparse_family(mergekit, record_property):
+    base, vs, start, tuned = family()
+    a = [0.5, 0.3, 0.4]
+    per = {f"t{i}": c for i, c in enumerate(a)}
+    kit = {"variant": "mergekit", "coefficients": a}
+    for density in (0.2, 0.5, 1.0):
+        of = {"weight": per, "density": density}
+        crumbs = {"density": density, "gamma": 0.05, **kit}
+        for what, ours, theirs in (
+            ("ties", methods.ties(vs, density=density, **kit), mergekit("ties", start, tuned, **of)),
+            ("breadcrumbs", methods.breadcrumbs(vs, **crumbs), mergekit("breadcrumbs", start, tuned, gamma=0.05, **of)),
+            (
+                "breadcrumbs_ties",
+                methods.breadcrumbs(vs, consensus="ties", **crumbs),
+                mergekit("breadcrumbs_ties", start, tuned, gamma=0.05, **of),
+            ),
+            ("sce", methods.sce(vs, density=density), mergekit("sce", start, tuned, select_topk=density)),
+        ):
+            differences(base + ours, theirs, f"{what} {density}", record_property)
+
+
+@pytest.mark.parametrize("method", ["dare", "della"])
+@pytest.mark.parametrize("consensus", ["sum", "ties"])
+def test_mergekit_random_methods_given_the_same_masks(method, consensus, mergekit, same_masks, record_property):
+    base, vs, start, tuned = family()
+    a = [0.5, 0.3, 0.4]
+    ours = getattr(methods, method)
+    more = {"density": 0.4, "seed": 1, "variant": "mergekit"}
+    alone = [
+        ours([w if i == j else 0.0 * w for j, w in enumerate(vs)], consensus="sum", **more) for i in range(len(vs))
+    ]
+    # mergekit goes through the tensors, and for each through the models
+    same_masks([v.array(n) != 0 for n in SHAPES for v in alone])
+    name = {"dare sum": "dare_linear", "dare ties": "dare_ties", "della sum": "della_linear", "della ties": "della"}
+    theirs = mergekit(
+        name[f"{method} {consensus}"], start, tuned, weight={f"t{i}": c for i, c in enumerate(a)}, density=0.4,
+        **({"epsilon": 0.1} if method == "della" else {}),
+    )  # fmt: skip
+    merged = base + ours(vs, consensus=consensus, coefficients=a, **more)
+    differences(merged, theirs, f"{method} {consensus}", record_property)
+
+
+@pytest.mark.parametrize("votes", ["mass", "count"])
+def test_peft_ties(votes, record_property):
+    utils = pytest.importorskip("peft.utils.merge_utils", reason="peft is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    _, vs, _, _ = family()
+    a = [0.5, 0.3, -0.4]
+    for density in (0.2, 0.5, 1.0):
+        ours = methods.ties(vs, density=density, variant="peft", votes=votes, coefficients=a)
+        worst = 0.0
+        for n in SHAPES:
+            tensors = [torch.from_numpy(v.array(n)) for v in vs]
+            theirs = utils.ties(tensors, torch.tensor(a), density, {"mass": "total", "count": "frequency"}[votes])
+            worst = max(worst, float(np.abs(ours.array(n) - theirs.numpy()).max()))
+            np.testing.assert_allclose(ours.array(n), theirs.numpy(), **CLOSE)
+        record_property(f"peft ties {votes} {density}", worst)

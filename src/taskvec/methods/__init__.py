@@ -7,9 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..weights import Op, TaskVector
-from . import elementwise, linear
+from . import elementwise, linear, sparse_steps
 from .linear import expo, karcher, model_stock, multislerp, nuslerp, paint, weighted_average
 from .named import average, dare, random_like, slerp, task_sum, ties
+from .sparse import (
+    breadcrumbs,
+    consensus,
+    della,
+    emr,
+    magmax,
+    magnitude_drop,
+    pcb,
+    random_drop,
+    sce,
+    stitch,
+    tall_mask,
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +59,24 @@ METHODS: dict[str, Method] = {
     "multislerp": Method(multislerp, identity={}),
     "karcher": Method(karcher, permutes=True, identity={}),
     "model_stock": Method(model_stock, vectors=(2, None), permutes=True),
+    "della": Method(della, identity={"density": 1.0}),
+    "breadcrumbs": Method(breadcrumbs, permutes=True, identity={"density": 1.0}),
+    "sce": Method(sce),
+    "magmax": Method(magmax, permutes=True, identity={}),
+    "pcb": Method(pcb, scales=False),
+    "tall_mask": Method(tall_mask, identity={"task": 0}),
+    "consensus": Method(consensus, permutes=True, identity={"agree": 1}),
+    "emr": Method(emr, identity={"task": None}),
+    "random_drop": Method(random_drop, vectors=(1, 1), identity={"density": 1.0}),
+    "magnitude_drop": Method(magnitude_drop, vectors=(1, 1), identity={"density": 1.0}),
+    "stitch": Method(stitch, statistics="masks"),
     "random": Method(random_like, vectors=(1, 1)),
 }
 
-STEPS: dict[str, Op] = {op.name: op for op in (*elementwise.STEPS, *linear.STEPS)}
+STEPS: dict[str, Op] = {op.name: op for op in (*elementwise.STEPS, *linear.STEPS, *sparse_steps.STEPS)}
 
 __all__ = [
-    "METHODS", "STEPS", "Method", "average", "dare", "expo", "karcher", "model_stock", "multislerp", "nuslerp", "paint",
-    "random_like", "slerp", "task_sum", "ties", "weighted_average",
+    "METHODS", "STEPS", "Method", "average", "breadcrumbs", "consensus", "dare", "della", "emr", "expo", "karcher",
+    "magmax", "magnitude_drop", "model_stock", "multislerp", "nuslerp", "paint", "pcb", "random_drop", "random_like", "sce",
+    "slerp", "stitch", "tall_mask", "task_sum", "ties", "weighted_average",
 ]  # fmt: skip

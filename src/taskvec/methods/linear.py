@@ -18,7 +18,7 @@ from ..weights import Checkpoint, Op, TaskVector, lift, named
 from ..weights.algebra import combined
 from ..weights.summaries import DOT, GRAM, GRAM_OF_SET, NORM
 from . import checks
-from .elementwise import INTERPOLATE, Array
+from .elementwise import INTERPOLATE, Array, on_host
 
 NULL = 1e-12  # a unit vector's cancellation below this is a zero sum
 
@@ -335,21 +335,6 @@ def arcs(arrays: Sequence[Array], *, t: float, axis: int) -> Array:
     p = np.where(straight, 1 - t, np.sin((1 - t) * angle) / np.sin(angle))
     q = np.where(straight, t, np.sin(t * angle) / np.sin(angle))
     return back(x * p + y * q)
-
-
-def on_host(arrays: Sequence[Array]) -> tuple[list[np.ndarray], Any]:
-    """The arrays in NumPy, and a function that brings a result to where they were, in the widest of their formats."""
-    host = [np.asarray(a.cpu()) if hasattr(a, "cpu") else a for a in arrays]
-    kind = np.result_type(*(h.dtype for h in host if h.dtype.kind == "f"))
-
-    def back(result: np.ndarray) -> Array:
-        with np.errstate(over="ignore", under="ignore"):
-            result = np.ascontiguousarray(result.reshape(host[0].shape), kind)
-        if not hasattr(arrays[0], "cpu"):
-            return result
-        return array_namespace(arrays[0]).asarray(result, device=arrays[0].device)
-
-    return host, back
 
 
 MEAN_DIRECTION = Op("mean_direction", mean_direction, reference="mergekit 0.1.5, multislerp")

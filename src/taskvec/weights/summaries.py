@@ -60,8 +60,8 @@ def _high(arrays: list[np.ndarray], *, density: float) -> np.ndarray:
     return np.bincount(_bits(arrays[0]) >> LOW_BITS, minlength=HIGH_BINS)
 
 
-def _high_any(arrays: list[np.ndarray], *, density: float, counting: str) -> np.ndarray:
-    return _high(arrays, density=density)
+def _high_any(arrays: list[np.ndarray], **_: Any) -> np.ndarray:
+    return _high(arrays, density=1.0)
 
 
 def _find_bin(counts: np.ndarray, *, density: float) -> tuple[int, int]:
@@ -92,18 +92,26 @@ def _find_value(counts: np.ndarray, *, high: tuple[int, int]) -> float:
     return float(np.array([(bin_ << LOW_BITS) | low], np.uint32).view(np.float32)[0])
 
 
-def _find_counted(counts: np.ndarray, *, density: float, counting: str) -> tuple[int, int]:
+def _find_counted(
+    counts: np.ndarray, *, density: float, counting: str, skip: float = 0.0, above: bool = False
+) -> tuple[int, int]:
     """As `_find_bin`; `counting` says how many entries a density means.
 
     "ceil": as `count_kept`. "floor": rounded down. "floor1": rounded down, at least one. "nonzero": of the entries that
-    are not zero (nor below 1e-40), rounded down.
+    are not zero (nor below 1e-40), rounded down. "rest", "rest1": all but so many, rounded down (and one less).
+    A share `skip` of the largest comes before them, as far as there are others; `above` asks for the last of these.
     """
     n = int(counts.sum())
-    if counting == "ceil":
-        return _bin_of(counts, count_kept(n, density))
-    return _bin_of(
-        counts, max(int(density * (n - counts[0] if counting == "nonzero" else n)), min(n, counting == "floor1"))
-    )
+    kept = {
+        "ceil": count_kept(n, density),
+        "floor": int(density * n),
+        "floor1": max(min(n, 1), int(density * n)),
+        "nonzero": int(density * (n - int(counts[0]))),
+        "rest": n - int(n * density),
+        "rest1": n - int(n * density - 1) if n else 0,
+    }[counting]
+    first = min(int(skip * n), n - kept)
+    return _bin_of(counts, first if above else first + kept)
 
 
 def _find_cut(counts: np.ndarray, *, high: tuple[int, int]) -> float:
