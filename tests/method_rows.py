@@ -46,7 +46,7 @@ def statistic(name: str, vector: TaskVector, *, seed: str = "") -> Checkpoint:
         else:
             tables[n] = np.asarray(rng.random(spec.shape) ** 4)
     tables = {n: x.astype(np.float32) for n, x in tables.items()}
-    return Checkpoint.of(tables or {"none of these": np.zeros(1, np.float32)}, label=f"{kind} {vector.label}")
+    return Checkpoint.of(tables, label=f"{kind} {vector.label}")
 
 
 def apply(name: str, vectors: Sequence[TaskVector], **changes: Any) -> TaskVector:

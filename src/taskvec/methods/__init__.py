@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..weights import Op, TaskVector
-from . import elementwise, linear, sparse_steps
+from . import curvature, elementwise, layered, linear, sparse_steps, spectral
+from .curvature import fisher, regmean
+from .layered import lines, wudi
 from .linear import expo, karcher, model_stock, multislerp, nuslerp, paint, weighted_average
 from .named import average, dare, random_like, slerp, task_sum, ties
 from .sparse import (
@@ -23,6 +25,7 @@ from .sparse import (
     stitch,
     tall_mask,
 )
+from .spectral import iso_c, iso_cts, knots, low_rank, tsv_m
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,33 @@ METHODS: dict[str, Method] = {
     "random_drop": Method(random_drop, vectors=(1, 1), identity={"density": 1.0}),
     "magnitude_drop": Method(magnitude_drop, vectors=(1, 1), identity={"density": 1.0}),
     "stitch": Method(stitch, statistics="masks"),
+    "low_rank": Method(low_rank, vectors=(1, 1)),
+    "tsv_m": Method(tsv_m, permutes=True),
+    "iso_c": Method(iso_c, permutes=True),
+    "iso_cts": Method(iso_cts, permutes=True),
+    "knots": Method(knots, permutes=True),
+    "lines": Method(lines, permutes=True, identity={"alpha": None, "beta": None}),
+    "wudi": Method(wudi, permutes=True, scales=False),
+    "fisher": Method(fisher, statistics="information"),
+    "regmean": Method(regmean, statistics="grams"),
     "random": Method(random_like, vectors=(1, 1)),
 }
 
-STEPS: dict[str, Op] = {op.name: op for op in (*elementwise.STEPS, *linear.STEPS, *sparse_steps.STEPS)}
+STEPS: dict[str, Op] = {
+    op.name: op
+    for op in (
+        *elementwise.STEPS,
+        *linear.STEPS,
+        *sparse_steps.STEPS,
+        *spectral.STEPS,
+        *layered.STEPS,
+        *curvature.STEPS,
+    )
+}
 
 __all__ = [
-    "METHODS", "STEPS", "Method", "average", "breadcrumbs", "consensus", "dare", "della", "emr", "expo", "karcher",
-    "magmax", "magnitude_drop", "model_stock", "multislerp", "nuslerp", "paint", "pcb", "random_drop", "random_like", "sce",
-    "slerp", "stitch", "tall_mask", "task_sum", "ties", "weighted_average",
+    "METHODS", "STEPS", "Method", "average", "breadcrumbs", "consensus", "dare", "della", "emr", "expo", "fisher", "iso_c",
+    "iso_cts", "karcher", "knots", "lines", "low_rank", "magmax", "magnitude_drop", "model_stock", "multislerp", "nuslerp",
+    "paint", "pcb", "random_drop", "random_like", "regmean", "sce", "slerp", "stitch", "tall_mask", "task_sum", "ties",
+    "tsv_m", "weighted_average", "wudi",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..errors import BaseMismatch, UsageError, nearest
+from ..errors import BaseMismatch, KeyMismatch, UsageError, nearest, some
 from ..weights import Checkpoint, TaskVector, lift
 from ..weights.graph import Op
 from ..weights.lineage import Base
@@ -71,6 +71,33 @@ def coefficients(method: str, vectors: Sequence[TaskVector], given: Sequence[flo
 def task(method: str, vectors: Sequence[TaskVector], value: int) -> int:
     """A place in the list of vectors, counted from 0."""
     return whole(method, "task", value, 0, len(vectors) - 1)
+
+
+def statistics(
+    method: str, word: str, vectors: Sequence[TaskVector], given: Sequence[Checkpoint], *, shapes: bool = True
+) -> list[Checkpoint]:
+    """One checkpoint a vector, under the vectors' names (and, unless told, shapes).
+
+    Raises:
+        UsageError: not one a vector.  KeyMismatch: of another model.
+    """
+    if isinstance(given, Checkpoint) or len(given) != len(vectors):
+        got = "one checkpoint" if isinstance(given, Checkpoint) else str(len(given))
+        raise UsageError(f"{method}: {word} must be a list of {len(vectors)} checkpoints, one a vector, got {got}.")
+    known = {n: spec.shape for v in vectors for n, spec in v.spec.items()}
+    known |= {n: x.shape for v in vectors if v.base.node is not None for n, x in v.base.node.spec.items()}
+    for v, s in zip(vectors, given, strict=True):
+        if not isinstance(s, Checkpoint):
+            raise UsageError(f"{method}: {word} must be checkpoints, got {type(s).__name__}.")
+        strange = [n for n in s.spec if n not in known]
+        wrong = [n for n in s.spec if n in known and shapes and s.spec[n].shape != known[n]]
+        if strange or wrong:
+            what = (
+                f"{len(strange)} of its names are not in {v.label} ({some(strange)})" if strange
+                else f"{len(wrong)} of its tensors have another shape ({some(wrong)})"
+            )  # fmt: skip
+            raise KeyMismatch(f"{method}: {word} {s.label} belong to another model than {v.label}: {what}.")
+    return list(given)
 
 
 def widened(vectors: Sequence[TaskVector]) -> list[TaskVector]:

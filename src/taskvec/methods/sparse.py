@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ..errors import KeyMismatch, UsageError, some
+from ..errors import UsageError
 from ..weights import Checkpoint, TaskVector, lift, named
 from ..weights.summaries import ABSOLUTE, ENERGY
 from . import checks
@@ -333,33 +333,6 @@ def stitch(vectors: Sequence[TaskVector], *, masks: Sequence[Checkpoint]) -> Tas
     Example: ``base + stitch([cars, dtd], masks=[cars_mask, dtd_mask])``
     """
     checks.count("stitch", vectors)
-    given = statistics("stitch", "masks", vectors, masks)
+    given = checks.statistics("stitch", "masks", vectors, masks)
     merged = lift(STITCH, checks.widened(vectors), beside=given)
     return named("stitch", vectors, merged, masks=given)
-
-
-def statistics(
-    method: str, word: str, vectors: Sequence[TaskVector], given: Sequence[Checkpoint], *, shapes: bool = True
-) -> list[Checkpoint]:
-    """One checkpoint a vector, under the vectors' names (and, unless told, shapes).
-
-    Raises:
-        UsageError: not one a vector.  KeyMismatch: of another model.
-    """
-    if isinstance(given, Checkpoint) or len(given) != len(vectors):
-        got = "one checkpoint" if isinstance(given, Checkpoint) else str(len(given))
-        raise UsageError(f"{method}: {word} must be a list of {len(vectors)} checkpoints, one a vector, got {got}.")
-    for v, s in zip(vectors, given, strict=True):
-        if not isinstance(s, Checkpoint):
-            raise UsageError(f"{method}: {word} must be checkpoints, got {type(s).__name__}.")
-        both = [n for n in s.spec if n in v.spec]
-        strange = [] if v.partial else [n for n in s.spec if n not in v.spec]
-        wrong = [n for n in both if shapes and s.spec[n].shape != v.spec[n].shape]
-        if strange or wrong or not both:
-            what = (
-                f"{len(strange)} of its names are not in {v.label} ({some(strange)})" if strange
-                else f"{len(wrong)} of its tensors have another shape ({some(wrong)})" if wrong
-                else f"none of its names is in {v.label}"
-            )  # fmt: skip
-            raise KeyMismatch(f"{method}: {word} {s.label} belong to another model than {v.label}: {what}.")
-    return list(given)
