@@ -155,3 +155,34 @@ def test_peft_ties(votes, record_property):
             worst = max(worst, float(np.abs(ours.array(n) - theirs.numpy()).max()))
             np.testing.assert_allclose(ours.array(n), theirs.numpy(), **CLOSE)
         record_property(f"peft ties {votes} {density}", worst)
+
+
+def test_fusion_bench_spectral_methods_emr_and_wudi(record_property):
+    """Their functions of state dicts. They decompose in float32, hence the wider margin."""
+    why = "fusion_bench is not installed"
+    iso = pytest.importorskip("fusion_bench.method.isotropic_merging.iso_utils", reason=why)
+    tsv = pytest.importorskip("fusion_bench.method.task_singular_vector.utils.TSVM_utils", reason=why)
+    emr = pytest.importorskip("fusion_bench.method.emr_merging.utils", reason=why)
+    wudi = pytest.importorskip("fusion_bench.method.wudi.wudi", reason=why)
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    _, vs, _, _ = family()
+
+    def tables(dtype=None):
+        return [{n: torch.from_numpy(x.copy()).to(dtype) for n, x in v.arrays().items()} for v in vs]
+
+    unified, masks, scales = emr.emr_merge([{"w": t["w"]} for t in tables()])
+    ours_emr = [v.restrict(["w"]) for v in vs]
+    for what, ours, theirs in (
+        ("iso_c", methods.iso_c(vs), iso.iso_c(tables(), accelerator="cpu")),
+        ("iso_cts", methods.iso_cts(vs, common=0.8), iso.iso_cts(tables(), 0.8, accelerator="cpu")),
+        ("tsv_m", methods.tsv_m(vs), tsv.compute_and_sum_svd_mem_reduction(tables(), accelerator="cpu")),
+        ("emr", methods.emr(ours_emr), unified),
+        ("emr task", methods.emr(ours_emr, task=1), {"w": unified["w"] * masks["w"][1] * scales[1]}),
+        ("wudi", methods.wudi(vs), wudi.wudi_merging(tables(torch.float64), accelerator="cpu")),
+    ):
+        worst = 0.0
+        for n, x in theirs.items():
+            theirs_n = x.detach().numpy()
+            worst = max(worst, float(np.abs(ours.array(n) - theirs_n).max()))
+            np.testing.assert_allclose(ours.array(n), theirs_n, rtol=1e-4, atol=5e-6, err_msg=what)
+        record_property(what, worst)

@@ -255,7 +255,7 @@ def test_what_is_refused():
         with pytest.raises(UsageError, match=said):
             call()
     wrong = Checkpoint.of({"tall": np.ones((24, 24))}, label="gram")
-    with pytest.raises(KeyMismatch, match="last axis.*inputs='first'"):
+    with pytest.raises(KeyMismatch, match=r"last axis.*inputs='first'"):
         regmean(vs, grams=[wrong, wrong])
     with pytest.raises(KeyMismatch, match="another shape"):
         fisher(vs, information=[wrong, wrong])

@@ -273,6 +273,8 @@ def _hyper_parameter(name: str, word: str, kind: str, node: ast.expr, scope: _Sc
         if not isinstance(node, ast.Constant) or not isinstance(node.value, bool):
             raise UsageError(f"{name}: {word} must be True or False.")
         return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, (str, bool)):
+        raise UsageError(f"{name}: {word} must be a number, got {scope.said(node)}.")
     number = _build(node, replace(scope, names={}))
     if not isinstance(number, (float, Broken)):
         raise UsageError(f"{name}: {word} must be a number.")
