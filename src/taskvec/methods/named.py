@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..weights import TaskVector, lift, named
 from ..weights.summaries import ABSOLUTE, COUNTED_BIN, COUNTED_CUT, DOT, KTH_MAGNITUDE, MAGNITUDE_BIN, NORM
 from . import checks
+from .checks import count as _count
 from .elementwise import AGREE, DROP, ELECT, INTERPOLATE, NOISE, RESCALE, TRIM
 
 
@@ -22,7 +23,7 @@ def task_sum(vectors: Sequence[TaskVector]) -> TaskVector:
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 2.
     Example: ``base + 0.4 * sum([cars, dtd])``, the same as ``base + 0.4 * (cars + dtd)``.
     """
-    checks.count("sum", vectors)
+    _count("sum", vectors)
     total = vectors[0]
     for vector in vectors[1:]:
         total = total + vector
@@ -39,7 +40,7 @@ def average(vectors: Sequence[TaskVector]) -> TaskVector:
     Reference: Wortsman et al. 2022, arXiv:2203.05482, section 2 (uniform soup).
     Example: ``base + average([cars, dtd])``
     """
-    checks.count("average", vectors)
+    _count("average", vectors)
     return task_sum(vectors) / len(vectors)
 
 
@@ -72,7 +73,7 @@ def ties(
         several entries equal to the cut; here all are kept.
     Example: ``base + 0.7 * ties([cars, dtd], density=0.2)``
     """
-    checks.count("ties", vectors)
+    _count("ties", vectors)
     checks.density("ties", density)
     checks.choice("ties", "variant", variant, ("paper", "mergekit", "peft"))
     checks.choice("ties", "votes", votes, ("mass", "count"))
@@ -123,7 +124,7 @@ def dare(
         Its masks come from one stream for the whole model, so theirs and ours differ.
     Example: ``base + 0.5 * dare([cars, dtd], density=0.1, seed=0)``
     """
-    checks.count("dare", vectors)
+    _count("dare", vectors)
     checks.density("dare", density)
     given = checks.coefficients("dare", vectors, coefficients)
     dropped = [lift(DROP, [v], density=density, seed=f"dare {seed} {i}") for i, v in enumerate(vectors)]
@@ -179,7 +180,7 @@ def slerp(vectors: Sequence[TaskVector], *, t: float = 0.5) -> TaskVector:
     Reference: Shoemake 1985, "Animating rotation with quaternion curves".
     Example: ``base + slerp([cars, dtd], t=0.5)``
     """
-    checks.count("slerp", vectors, least=2, most=2)
+    _count("slerp", vectors, least=2, most=2)
     if not 0 <= t <= 1:
         raise UsageError(f"slerp: t is {t}; it must lie in [0, 1].")
     a, b = vectors
@@ -198,7 +199,7 @@ def random_like(vectors: Sequence[TaskVector] | TaskVector, *, seed: int = 0) ->
     Example: ``base - 0.5 * random([toxic], seed=1)``
     """
     vectors = [vectors] if isinstance(vectors, TaskVector) else vectors
-    checks.count("random", vectors, most=1)
+    _count("random", vectors, most=1)
     (v,) = vectors
     draw = lift(NOISE, [v], seed=f"random {seed}")
     matched = lift(RESCALE, [draw], norm=lift(NORM, [v], per="tensor"), of=lift(NORM, [draw], per="tensor"))
