@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import taskvec as tv
+from method_rows import apply
 from taskvec.errors import UsageError
 from taskvec.methods import METHODS
 from taskvec.verify import verify
@@ -17,7 +18,6 @@ from taskvec.weights import device as devices
 from taskvec.weights import output
 
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: train)")
-HYPER = {"ties": {"density": 0.3}, "dare": {"density": 0.5}, "slerp": {"t": 0.3}}
 FORMATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 FORMATS |= {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 
@@ -49,7 +49,7 @@ def family(count, dtype, seed=0):
 def test_every_method_gives_the_same_bytes(method, format, through_torch, tmp_path):
     row = METHODS[method]
     base, vectors = family(row.vectors[1] or 3, FORMATS[format])
-    edited = base + 0.5 * row.fn(vectors, **HYPER.get(method, {}))
+    edited = base + 0.5 * apply(method, vectors)
     here = edited.save(tmp_path / "here.safetensors")
     there = edited.save(tmp_path / "there.safetensors", device="cuda")
     a, b = tv.Checkpoint.read(here), tv.Checkpoint.read(there)
@@ -120,7 +120,7 @@ def test_a_real_accelerator(tmp_path):
         pytest.skip("no CUDA device")
     for method, row in METHODS.items():
         base, vectors = family(row.vectors[1] or 3, ml_dtypes.bfloat16)
-        edited = base + 0.5 * row.fn(vectors, **HYPER.get(method, {}))
+        edited = base + 0.5 * apply(method, vectors)
         here, there = (edited.save(tmp_path / f"{method}-{d}.safetensors", device=d) for d in ("cpu", "cuda"))
         for name in edited.spec:
             assert tv.Checkpoint.read(here).array(name).tobytes() == tv.Checkpoint.read(there).array(name).tobytes()

@@ -71,3 +71,30 @@ def test_gram_is_that_of_the_layers_inputs(tmp_path):
     with pytest.raises(UsageError, match="no linear layer"):
         conv = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
         gram(conv, Checkpoint.of(conv), images)
+
+
+def test_statistics_files_merge_models(tmp_path):
+    """Two linear models on inputs of their own: RegMean of what `gram` saves is the joint least squares solution, and
+    Fisher merging follows the model whose inputs an entry sees."""
+    from taskvec.recipe import parse
+
+    g = torch.Generator().manual_seed(0)
+    model = nn.Linear(4, 3, bias=False)
+    base = Checkpoint.of(model, label="base")
+    names, inputs, tuned = {"base": base}, [], []
+    for label, scale in (("a", [3.0, 3.0, 0.1, 1.0]), ("b", [0.1, 0.1, 3.0, 1.0])):
+        x = torch.randn(80, 4, generator=g) * torch.tensor(scale)
+        point = Checkpoint.of({"weight": torch.randn(3, 4, generator=g)}, label=label)
+        own = task(x, torch.zeros(80, dtype=torch.long), Head(torch.eye(3), torch.zeros(3)))
+        names[label] = point
+        for kind, made in (("g", gram(model, point, own, samples=80)), ("f", fisher(model, point, own, samples=80))):
+            names[f"{kind}_{label}"] = Checkpoint.read(made.save(tmp_path / f"{kind}_{label}.safetensors"))
+        inputs.append(x.double().numpy())
+        tuned.append(point.array("weight").astype(np.float64))
+    got = parse("base + regmean([a - base, b - base], grams=[g_a, g_b], shrink=1)", names).array("weight")
+    y = np.concatenate([x @ w.T for x, w in zip(inputs, tuned, strict=True)])
+    best = np.linalg.lstsq(np.concatenate(inputs), y, rcond=None)[0].T
+    np.testing.assert_allclose(got, best, atol=1e-4)
+    got = parse("base + fisher([a - base, b - base], information=[f_a, f_b])", names).array("weight")
+    a, b = tuned
+    assert (np.abs(got - a) < np.abs(got - b))[:, :2].all() and (np.abs(got - b) < np.abs(got - a))[:, 2].all()

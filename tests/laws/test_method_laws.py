@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from strategies import equal_bits, equal_values, family, random_weights
 
+from method_rows import apply, call, example, statistic
 from taskvec.errors import UsageError
 from taskvec.methods import METHODS, Method
 from taskvec.recipe import parse
@@ -20,28 +21,9 @@ SHAPES = {"w": (9, 11), "b.0": (100,), "b.1": (99,), "two": (2,), "one": (1,), "
 every_method = pytest.mark.parametrize("name", METHODS)
 
 
-def example(name: str) -> str:
-    """The expression in the docstring's Example section."""
-    doc = inspect.getdoc(METHODS[name].fn) or ""
-    found = re.search(r"Example:\s*``([^`]+)``", doc)
-    assert found, f"{name}: the docstring needs an Example section with an expression in double backticks"
-    return found[1]
-
-
-def hyper_parameters(name: str) -> dict[str, float]:
-    """Values for the hyper-parameters, as the docstring's example has them."""
-    calls = [n for n in ast.walk(ast.parse(example(name), mode="eval")) if isinstance(n, ast.Call)]
-    (call,) = [n for n in calls if isinstance(n.func, ast.Name) and n.func.id == name]
-    return {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-
-
 def count_of(method: Method, wanted: int = 3) -> int:
     least, most = method.vectors
     return max(least, min(wanted, most if most is not None else wanted))
-
-
-def apply(name: str, vectors: list[TaskVector], **changes: float) -> TaskVector:
-    return METHODS[name].fn(vectors, **{**hyper_parameters(name), **changes})
 
 
 def looks_at_everything(vector: TaskVector) -> bool:
@@ -178,10 +160,12 @@ def test_partial_vectors_count_as_zero_where_they_have_nothing(name):
         pytest.skip("takes one vector")
     part = vs[1].restrict("b.*")
     zeros = Checkpoint.of({**base.arrays(), **(base + part).arrays()}, label="t1") - base
-    result = apply(name, [vs[0], part, *vs[2:]])
+    kind = METHODS[name].statistics
+    given = {kind: [statistic(name, v) for v in vs]} if kind else {}
+    result = apply(name, [vs[0], part, *vs[2:]], **given)
     assert sorted(result.names) == sorted(SHAPES) and not result.partial
     if not looks_at_everything(result):  # there the share of entries differs
-        for n, x in apply(name, [vs[0], zeros, *vs[2:]]).arrays().items():
+        for n, x in apply(name, [vs[0], zeros, *vs[2:]], **given).arrays().items():
             np.testing.assert_allclose(result.array(n), x, rtol=1e-4, atol=1e-5)
 
 
@@ -198,6 +182,11 @@ def test_documentation_is_complete_and_its_example_runs(name):
         assert p.kind in ((p.POSITIONAL_OR_KEYWORD,) if p.name == "vectors" else (p.KEYWORD_ONLY,))
     base, vs = family(3, SHAPES, 3)
     names = {"base": base, **dict(zip(("cars", "dtd", "toxic"), vs, strict=True))}
+    if METHODS[name].statistics is not None:  # in the example, the checkpoint for cars is called, say, cars_fisher
+        (given,) = [k.value for k in call(name).keywords if k.arg == METHODS[name].statistics]
+        assert isinstance(given, ast.List)
+        called = [e.id for e in given.elts if isinstance(e, ast.Name)]
+        names |= {n: statistic(name, names[n.split("_")[0]]) for n in called}
     result = parse(example(name), names)
     assert isinstance(result, Checkpoint) and result.names == base.names
     assert name in example(name)

@@ -401,7 +401,7 @@ def verify(
 @click.argument("name", required=False)
 @_json
 def methods(name: str | None, as_json: bool) -> None:
-    """List the merging methods, or show one: equation, hyper-parameters, source, example."""
+    """List the merging methods, or show one: equation, hyper-parameters, source, example, variants."""
     import inspect
 
     from ..methods import METHODS
@@ -419,10 +419,12 @@ def methods(name: str | None, as_json: bool) -> None:
     elif name is not None:
         print(f"{signatures[name]}\n\n{table[name]}")
     else:
-        width = max(len(text) for text in signatures.values())
+        width = max(map(len, table))
         for n, doc in table.items():
-            print(f"{signatures[n]:<{width}}  {doc.splitlines()[0]}")
-        print("\nBeside methods, expressions know restrict, shared and rebase: see `taskvec edit --help`.")
+            print(f"{n:<{width}}  {doc.splitlines()[0]}")
+        print(
+            "\n`taskvec methods NAME` explains one: equation, hyper-parameters, source, example, variants. Beside methods, expressions know restrict, shared and rebase: see `taskvec edit --help`."
+        )
 
 
 def _signature(name: str, fn: Callable[..., Any]) -> str:
@@ -430,7 +432,7 @@ def _signature(name: str, fn: Callable[..., Any]) -> str:
     import inspect
 
     hyper = [p for p in inspect.signature(fn).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    shown = "".join(f", {p.name}" if p.default is p.empty else f", {p.name}={p.default}" for p in hyper)
+    shown = "".join(f", {p.name}" if p.default is p.empty else f", {p.name}={p.default!r}" for p in hyper)
     return f"{name}([...]{shown})"
 
 

@@ -17,6 +17,21 @@ Array = Any  # NumPy array or any other of the array API standard
 PHILOX_WORDS = 4  # 64-bit words per counter value of numpy.random.Philox
 
 
+def on_host(arrays: Sequence[Array]) -> tuple[list[np.ndarray], Any]:
+    """The arrays in NumPy, and a function that brings a result to where they were, in the widest of their formats."""
+    host = [np.asarray(a.cpu()) if hasattr(a, "cpu") else a for a in arrays]
+    kind = np.result_type(*(h.dtype for h in host if h.dtype.kind == "f"))
+
+    def back(result: np.ndarray) -> Array:
+        with np.errstate(over="ignore", under="ignore"):
+            result = np.ascontiguousarray(result.reshape(host[0].shape), kind)
+        if not hasattr(arrays[0], "cpu"):
+            return result
+        return array_namespace(arrays[0]).asarray(result, device=arrays[0].device)
+
+    return host, back
+
+
 def trim(arrays: Sequence[Array], *, cut: float) -> Array:
     r"""Keep the entries whose magnitude reaches the cut: :math:`\tau \cdot 1(|\tau| \ge c)`.
 
@@ -66,6 +81,39 @@ def elect(arrays: Sequence[Array]) -> Array:
     return total
 
 
+def agree(
+    arrays: Sequence[Array], *, coefficients: Sequence[float], votes: str, weigh: bool, divide: str, plus: bool
+) -> Array:
+    r"""Elect a sign per entry, then combine the entries that carry it: :math:`\sum_{t \in A} \alpha_t\tau_t / d`.
+
+    Args:
+        arrays: one tensor per task.
+        coefficients: the :math:`\alpha_t`.
+        votes: "mass" adds entries up, "count" their signs.
+        weigh: whether :math:`\alpha_t\tau_t` votes, or :math:`\tau_t`.
+        divide: d is the "count" of those that agree, the sum of their "coefficients", or "nothing".
+        plus: a vote of exactly zero elects plus, else nothing.
+    Reference: Yadav et al. 2023, arXiv:2306.01708, section 4, and what packages made of it.
+    """
+    xp = array_namespace(arrays[0])
+    scaled = [x * c for x, c in zip(arrays, coefficients, strict=True)]
+    voting = scaled if weigh else list(arrays)
+    signs = [xp.sign(x) if votes == "count" else x for x in voting]
+    total = signs[0]
+    for x in signs[1:]:
+        total = total + x
+    positive, negative = (total >= 0 if plus else total > 0), total < 0
+    result = xp.zeros_like(scaled[0])
+    below = xp.zeros_like(scaled[0])
+    for x, vote, c in zip(scaled, voting, coefficients, strict=True):
+        agrees = xp.astype(((vote > 0) & positive) | ((vote < 0) & negative), x.dtype)
+        result = result + agrees * x
+        below = below + agrees * (c if divide == "coefficients" else 1.0)
+    if divide == "nothing":
+        return result
+    return result / xp.where(below == 0, xp.ones_like(below), below)
+
+
 def drop(arrays: Sequence[Array], *, density: float, seed: str, at: tuple[str, int]) -> Array:
     r"""Keep each entry with probability `density` and divide by it: :math:`m \odot \tau / p`, :math:`m \sim Bernoulli(p)`.
 
@@ -102,7 +150,9 @@ def rescale(arrays: Sequence[Array], *, norm: float, of: float) -> Array:
     return x * (norm / of if of else 0.0)
 
 
-def interpolate(arrays: Sequence[Array], *, t: float, dot: float, a: float, b: float) -> Array:
+def interpolate(
+    arrays: Sequence[Array], *, t: float, dot: float, a: float, b: float, parallel: float = 0.9995
+) -> Array:
     r"""Spherical interpolation: :math:`\frac{\sin((1-t)\Omega)}{\sin\Omega}\tau_a + \frac{\sin(t\Omega)}{\sin\Omega}\tau_b`.
 
     :math:`\Omega` is the angle between the tensors. Nearly parallel, opposite or zero tensors are interpolated linearly.
@@ -111,17 +161,18 @@ def interpolate(arrays: Sequence[Array], *, t: float, dot: float, a: float, b: f
         arrays: two tensors.
         t: 0 gives the first, 1 the second.
         dot, a, b: their inner product and their norms.
+        parallel: the cosine beyond which interpolation is linear; at 1, from an angle of 1e-8 on.
     Reference: Shoemake 1985, "Animating rotation with quaternion curves".
     """
     x, y = arrays
-    parts = _between(t=t, dot=dot, a=a, b=b)
+    parts = _between(t=t, dot=dot, a=a, b=b, parallel=parallel)
     return x * parts["p"] + y * parts["q"]
 
 
-def _between(*, t: float, dot: float, a: float, b: float) -> dict[str, float]:
+def _between(*, t: float, dot: float, a: float, b: float, parallel: float = 0.9995) -> dict[str, float]:
     """The coefficients p and q of the two tensors."""
     cosine = dot / (a * b) if a and b else 1.0
-    if abs(cosine) > 0.9995:
+    if abs(cosine) > parallel or 1 - cosine * cosine <= 1e-16:
         return {"p": 1 - t, "q": float(t)}
     angle = math.acos(cosine)
     return {"p": math.sin((1 - t) * angle) / math.sin(angle), "q": math.sin(t * angle) / math.sin(angle)}
@@ -189,8 +240,9 @@ def _interpolate_entry(values: Sequence[Any], *, p: Any, q: Any) -> Any:
 
 TRIM = Op("trim", trim, entry=_trim_entry, reference="arXiv:2306.01708, section 4")
 ELECT = Op("elect", elect, symmetric=True, entry=_elect_entry, reference="arXiv:2306.01708, section 4")
+AGREE = Op("agree", agree, reference="arXiv:2306.01708, section 4")
 DROP = Op("drop", drop, random=True, entry=_drop_entry, prepare=_drop_prepared, reference="arXiv:2311.03099, section 3")
 NOISE = Op("noise", noise, random=True)
 RESCALE = Op("rescale", rescale)
 INTERPOLATE = Op("interpolate", interpolate, entry=_interpolate_entry, prepare=_between, reference="Shoemake 1985")
-STEPS = (TRIM, ELECT, DROP, NOISE, RESCALE, INTERPOLATE)
+STEPS = (TRIM, ELECT, AGREE, DROP, NOISE, RESCALE, INTERPOLATE)

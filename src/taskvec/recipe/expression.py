@@ -242,25 +242,51 @@ def _hyper_parameters(
             hint = nearest(word.arg or "", allowed)
             scope.wrong(UnknownName(f"{name} has no hyper-parameter {word.arg!r}; it has: {known}.{hint}"))
         else:
-            number = _build(word.value, replace(scope, names={}))
-            given[word.arg] = number
-            if not isinstance(number, (float, Broken)):
-                scope.wrong(UsageError(f"{name}: {word.arg} must be a number."))
-            elif word.arg == "seed" and isinstance(number, float):
-                with collecting(scope.mistakes):
-                    given[word.arg] = _whole(word.value, number, name)
+            kind = str(next(p.annotation for p in wanted if p.name == word.arg))  # as it is written there
+            with collecting(scope.mistakes):
+                given[word.arg] = _hyper_parameter(name, word.arg, kind, word.value, scope)
     required = [p.name for p in wanted if p.default is p.empty and p.name not in given]
     if required and len(scope.mistakes) == before:  # else the wrong name may be meant for it
         scope.wrong(UsageError(f"{name} needs {', '.join(required)}, for example {name}([a, b], {required[0]}=0.2)."))
     return given if len(scope.mistakes) == before else None
 
 
-def _whole(node: ast.expr, number: float, method: str) -> int:
-    """A seed; written out, it may have more digits than a float holds."""
+def _hyper_parameter(name: str, word: str, kind: str, node: ast.expr, scope: _Scope) -> Any:
+    """What is given to one hyper-parameter, read as the function declares it."""
+    if kind.startswith("Sequence["):
+        if not isinstance(node, (ast.List, ast.Tuple)):
+            raise UsageError(f"{name}: {word} must be a list in brackets, for example {word}=[...].")
+        inner = kind.removeprefix("Sequence[").split("]")[0]
+        return [_hyper_parameter(name, word, inner, e, scope) for e in node.elts]
+    if "Checkpoint" in kind:
+        value = _build(node, scope)
+        if not isinstance(value, (Checkpoint, Broken)):
+            raise UsageError(f"{name}: {scope.said(node)!r} is no checkpoint, which {word} must be.")
+        return value
+    if isinstance(node, ast.Constant) and node.value is None and kind.endswith("| None"):
+        return None
+    if "Literal[" in kind or kind == "str":
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
+            raise UsageError(f"{name}: {word} must be a word in quotes.")
+        return node.value
+    if kind == "bool":
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, bool):
+            raise UsageError(f"{name}: {word} must be True or False.")
+        return node.value
+    if isinstance(node, ast.Constant) and isinstance(node.value, (str, bool)):
+        raise UsageError(f"{name}: {word} must be a number, got {scope.said(node)}.")
+    number = _build(node, replace(scope, names={}))
+    if not isinstance(number, (float, Broken)):
+        raise UsageError(f"{name}: {word} must be a number.")
+    return _whole(node, number, name, word) if kind.startswith("int") and isinstance(number, float) else number
+
+
+def _whole(node: ast.expr, number: float, method: str, word: str) -> int:
+    """Written out, a seed may have more digits than a float holds."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return node.value
     if not number.is_integer():
-        raise UsageError(f"{method}: seed must be a whole number, got {number:g}.")
+        raise UsageError(f"{method}: {word} must be a whole number, got {number:g}.")
     return int(number)
 
 

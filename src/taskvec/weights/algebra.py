@@ -430,13 +430,18 @@ def _vector(source: Source) -> TaskVector:
     return TaskVector(graph.read(source), base, source.label, meta.get(PARTIAL_KEY) == "true")
 
 
-def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor"] = "model", **params: Any) -> Any:
+def lift(
+    op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor"] = "model",
+    beside: Sequence[Checkpoint] = (), **params: Any,
+) -> Any:  # fmt: skip
     """Apply an operation to same-named tensors of vectors: the one way steps and summaries enter a graph.
 
     Args:
         op: what to compute.
         vectors: its inputs; a name that one lacks (a partial vector) is zero there.
         per: for a summary, one value over the model or one for each tensor.
+        beside: further inputs, after the vectors: the base, or statistics under the vectors' names (zero where they have
+            none), in shapes of their own if the operation takes whole tensors.
         params: numbers, texts, or `Summary` values.
     Returns:
         a TaskVector, or a Summary if the operation gives one.
@@ -447,7 +452,8 @@ def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor
         raise UsageError(f"{op.name} needs at least one task vector, got none.")
     spec, base, partial = meet(list(vectors))
     plain = {k: v.node if isinstance(v, Summary) else v for k, v in params.items()}
-    node = Node(op, tuple(v.node for v in vectors), spec, plain, per=per)
+    others = tuple(graph.restrict(c.node, set(spec)) for c in beside)
+    node = Node(op, (*(v.node for v in vectors), *others), spec, plain, per=per)
     if op.gives == "summary":
         return Summary(node)
     return TaskVector(node, base, _short(f"{op.name}({', '.join(v.label for v in vectors)})"), partial)
@@ -456,9 +462,16 @@ def lift(op: Op, vectors: Sequence[TaskVector], *, per: Literal["model", "tensor
 def named(name: str, vectors: Sequence[TaskVector], result: TaskVector, **params: Any) -> TaskVector:
     """Let a composition of steps print as the method it is: ``ties([a, b], density=0.2)``; `explain` shows the steps."""
     op = Op(name, fn=_no_kernel)
-    node = Node(op, tuple(v.node for v in vectors), result.spec, params, expansion=result.node)
+    said = {k: _plain(v) for k, v in params.items() if v is not None}
+    node = Node(op, tuple(v.node for v in vectors), result.spec, said, expansion=result.node)
     label = _short(f"{name}({', '.join(v.label for v in vectors)})")
     return TaskVector(node, result.base, label, result.partial)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value.node if isinstance(value, _Tensors) else value
 
 
 def _no_kernel(*_: Any, **__: Any) -> Any:

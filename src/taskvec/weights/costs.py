@@ -16,7 +16,7 @@ from .dtypes import TensorSpec
 from .execute import BLOCK, whole_tensors
 from .fused import wanted as compiles
 from .graph import Node, walk
-from .summaries import HIGH_BINS, KTH_MAGNITUDE, MAGNITUDE_BIN
+from .summaries import COUNTED_BIN, COUNTED_CUT, HIGH_BINS, KTH_MAGNITUDE, MAGNITUDE_BIN
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Costs:
     histogram: float
 
 
+HISTOGRAMS = (MAGNITUDE_BIN, KTH_MAGNITUDE, COUNTED_BIN, COUNTED_CUT)
 NUMPY = Costs(
     read=0.3, read_byte=0.1, write=1.35, write_byte=0.3, term=0.23, step=0.75, random=3.0, product=0.4, histogram=1.8
 )
@@ -98,7 +99,7 @@ def one_pass(group: list[Node]) -> Pass:
 def _kind(node: Node) -> str:
     """The field of `Costs` that an operation's operands cost."""
     if node.op.gives == "summary":
-        return "histogram" if node.op in (MAGNITUDE_BIN, KTH_MAGNITUDE) else "product"
+        return "histogram" if node.op in HISTOGRAMS else "product"
     if node.op.random:
         return "random"
     return "term" if node.op in (graph.DIFFERENCE, graph.COMBINE, graph.MOVE) else "step"
@@ -107,9 +108,10 @@ def _kind(node: Node) -> str:
 def peak_memory(node: Node, threads: int, *, compiled: bool) -> int:
     """The interpreter, and for each thread the blocks of one evaluation and the histograms of two results under way."""
     largest = max((s.size for s in node.spec.values()), default=0)
-    block = largest if whole_tensors(node) else min(BLOCK, largest)
-    width = max(s.dtype == "F64" for s in node.spec.values()) if node.spec else False
+    whole = whole_tensors(node)
+    block = largest if whole else min(BLOCK, largest)
+    width = whole or (max(s.dtype == "F64" for s in node.spec.values()) if node.spec else False)  # decompositions widen
     nodes = list(walk(node))
-    histograms = sum(n.op in (MAGNITUDE_BIN, KTH_MAGNITUDE) for n in nodes)
+    histograms = sum(n.op in HISTOGRAMS for n in nodes)
     fixed = INTERPRETER_BYTES + (COMPILER_BYTES if compiled else 0)
     return fixed + threads * (block * (8 if width else 4) * (len(nodes) + 1) + histograms * 2 * HIGH_BINS * 8)

@@ -6,6 +6,7 @@ fixed, so one thread and eight give the same bits.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,17 +96,31 @@ def _compute(node: Node, block: Block, frame: _Frame) -> Any:
         return _evaluate(node.inputs[0], Block(node.params["old"][block.name], block.start, block.stop), frame)
     if node.op in (RESTRICT, REBASE):
         return _evaluate(node.inputs[0], block, frame)
+    if node.op.works_on == "tensor":
+        return _whole(node, block, frame)
     arrays = [_evaluate(n, block, frame) for n in ordered(node, block.name)]
     if node.op not in ABSENT_IS_NONE and any(a is None for a in arrays):
         zeros = frame.device.up(np.zeros(block.stop - block.start, np.float32))
         arrays = [zeros if a is None else a for a in arrays]
+    return node.op.fn(arrays, **_given(node, block, frame))
+
+
+def _given(node: Node, block: Block, frame: _Frame) -> dict[str, Any]:
     params = {k: resolve(v, block.name, frame.summaries) for k, v in params_of(node, block.name).items()}
     if node.op.random:
         params["at"] = (block.name, block.start)
-    if node.op.works_on == "tensor":
-        shape = node.spec[block.name].shape
-        return node.op.fn([a.reshape(shape) for a in arrays], **params).reshape(-1)
-    return node.op.fn(arrays, **params)
+    return params
+
+
+def _whole(node: Node, block: Block, frame: _Frame) -> Any:
+    """An operation on uncut tensors, each in the shape it has (statistics beside the vectors may have another)."""
+    arrays = []
+    for n in ordered(node, block.name):
+        spec = n.spec.get(block.name)
+        x = None if spec is None else _evaluate(n, Block(block.name, 0, spec.size), frame)
+        shape = node.spec[block.name].shape if spec is None else spec.shape
+        arrays.append((frame.device.up(np.zeros(math.prod(shape), np.float32)) if x is None else x).reshape(shape))
+    return node.op.fn(arrays, **_given(node, block, frame)).reshape(-1)
 
 
 def _read(node: Node, block: Block) -> np.ndarray:
@@ -178,6 +193,12 @@ def summarise(
 
     values: dict[str, Any] = {}
     bare = set() if finished else {r.key for r in roots}
+
+    def finished_value(node: Node, name: str, total: Any) -> Any:
+        if node.key in bare or node.op.finish is None:
+            return total
+        return node.op.finish(total, **_named(node, name, values))
+
     for group in levels(*roots):
         totals: dict[str, dict[str, Any]] = {n.key: {} for n in group}
         by_key = {n.key: n for n in group}
@@ -204,21 +225,20 @@ def summarise(
                 slot = totals[key]
                 name = block.name if by_key[key].per == "tensor" else ""
                 slot[name] = slot[name] + value if name in slot else value
+                if name and block.stop >= spec[name].size:  # at once: a histogram for each tensor would fill memory
+                    values.setdefault(key, {})[name] = finished_value(by_key[key], name, slot.pop(name))
             if progress:
                 progress((block.stop - block.start) * cost.get(block.name, 0))
         for key, counts in fast.histograms().items() if fast else ():
             totals[key][""] = totals[key][""] + counts if "" in totals[key] else counts
         for node in group:
-            finish = (node.key not in bare and node.op.finish) or (lambda total, **_: total)
             if node.per == "tensor":
-                values[node.key] = {
-                    name: finish(t, **_named(node, name, values)) for name, t in totals[node.key].items()
-                }
+                values.setdefault(node.key, {})
             elif totals[node.key]:
-                values[node.key] = finish(totals[node.key][""], **_named(node, "", values))
+                values[node.key] = finished_value(node, "", totals[node.key][""])
             else:  # no tensor at all
-                params = _named(node, "", values)
-                values[node.key] = finish(node.op.fn([np.zeros(0, np.float32)] * len(node.inputs), **params), **params)
+                nothing = node.op.fn([np.zeros(0, np.float32)] * len(node.inputs), **_named(node, "", values))
+                values[node.key] = finished_value(node, "", nothing)
     return values
 
 

@@ -60,9 +60,16 @@ def _high(arrays: list[np.ndarray], *, density: float) -> np.ndarray:
     return np.bincount(_bits(arrays[0]) >> LOW_BITS, minlength=HIGH_BINS)
 
 
+def _high_any(arrays: list[np.ndarray], **_: Any) -> np.ndarray:
+    return _high(arrays, density=1.0)
+
+
 def _find_bin(counts: np.ndarray, *, density: float) -> tuple[int, int]:
     """The bin that holds the k-th largest, and its rank (from the top) inside that bin."""
-    k = count_kept(int(counts.sum()), density)
+    return _bin_of(counts, count_kept(int(counts.sum()), density))
+
+
+def _bin_of(counts: np.ndarray, k: int) -> tuple[int, int]:
     if k == 0:
         return 0, 0
     above = np.cumsum(counts[::-1])
@@ -83,6 +90,63 @@ def _find_value(counts: np.ndarray, *, high: tuple[int, int]) -> float:
     above = np.cumsum(counts[::-1])
     low = LOW_BINS - 1 - int(np.searchsorted(above, rank))
     return float(np.array([(bin_ << LOW_BITS) | low], np.uint32).view(np.float32)[0])
+
+
+def _find_counted(
+    counts: np.ndarray, *, density: float, counting: str, skip: float = 0.0, above: bool = False
+) -> tuple[int, int]:
+    """As `_find_bin`; `counting` says how many entries a density means.
+
+    "ceil": as `count_kept`. "floor": rounded down. "floor1": rounded down, at least one. "nonzero": of the entries that
+    are not zero (nor below 1e-40), rounded down. "rest", "rest1": all but so many, rounded down (and one less).
+    A share `skip` of the largest comes before them, as far as there are others; `above` asks for the last of these.
+    """
+    n = int(counts.sum())
+    kept = {
+        "ceil": count_kept(n, density),
+        "floor": int(density * n),
+        "floor1": max(min(n, 1), int(density * n)),
+        "nonzero": int(density * (n - int(counts[0]))),
+        "rest": n - int(n * density),
+        "rest1": n - int(n * density - 1) if n else 0,
+    }[counting]
+    first = min(int(skip * n), n - kept)
+    return _bin_of(counts, first if above else first + kept)
+
+
+def _find_cut(counts: np.ndarray, *, high: tuple[int, int]) -> float:
+    """As `_find_value`; where no entry is wanted, a cut above every entry."""
+    return _find_value(counts, high=high) if high[1] else math.inf
+
+
+def _lanes(values: np.ndarray) -> float:
+    """A sum in float64, in an order of our own."""
+    whole = values.size - values.size % LANES
+    lanes = np.add.reduce(values[:whole].reshape(-1, LANES), axis=0, dtype=np.float64)
+    lanes[: values.size - whole] += values[whole:]
+    return add_lanes(lanes)
+
+
+def _absolute(arrays: list[np.ndarray]) -> float:
+    return _lanes(np.abs(arrays[0]))
+
+
+def _gram(arrays: list[np.ndarray]) -> np.ndarray:
+    n = len(arrays)
+    out = np.zeros((n, n))
+    for i in range(n):
+        for j in range(i, n):
+            out[i, j] = out[j, i] = _dot([arrays[i], arrays[j]])
+    return out
+
+
+def _squares(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.array([_dot([a]) for a in arrays])
+
+
+def _shares(total: np.ndarray) -> tuple[float, ...]:
+    """Each one's share of the sum; equal shares of nothing."""
+    return tuple((total / total.sum() if total.sum() > 0 else np.full(len(total), 1 / len(total))).tolist())
 
 
 def _signs(arrays: list[np.ndarray]) -> np.ndarray:
@@ -133,3 +197,10 @@ MAGNITUDE_BIN = Op(
 KTH_MAGNITUDE = Op(  # needs high=MAGNITUDE_BIN of the same vector
     "kth_magnitude", _low, "summary", finish=_find_value, entry=_low_count, prepare=lambda *, high: {"bin": high[0]}
 )
+# Several cuts at once: without an entry form, because the compiled path counts for the whole model only.
+COUNTED_BIN = Op("counted_bin", _high_any, "summary", finish=_find_counted)
+COUNTED_CUT = Op("counted_cut", _low, "summary", finish=_find_cut)  # needs high=COUNTED_BIN of the same vector
+ABSOLUTE = Op("absolute", _absolute, "summary")  # ||a||_1
+GRAM = Op("gram", _gram, "summary")  # all <a_i, a_j>
+GRAM_OF_SET = Op("gram_of_set", _gram, "summary", symmetric=True)  # in the order in which a symmetric step sees them
+ENERGY = Op("energy", _squares, "summary", finish=_shares)  # shares of the squared norms

@@ -62,11 +62,13 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
         inner = ", ".join(text(i) for i in n.inputs)
         if n.expansion is not None:
             inner = f"[{inner}]"
-        params = "".join(
-            f", {k}={text(v) if isinstance(v, Node) else number(v) if isinstance(v, float) else repr(v)}"
-            for k, v in n.params.items()
-        )
+        params = "".join(f", {k}={value(v)}" for k, v in n.params.items())
         return f"{n.op.name}({inner}{params})"
+
+    def value(v: Any) -> str:
+        if isinstance(v, tuple):
+            return f"[{', '.join(map(value, v))}]"
+        return text(v) if isinstance(v, Node) else number(v) if isinstance(v, float) else repr(v)
 
     def nothing() -> str:
         """A sum without terms: zero times a vector at hand."""
