@@ -103,8 +103,11 @@ class Node:
     def _digest_of(self, name: str) -> str:
         if name not in self.spec:
             return ""
-        if self.op in (RESTRICT, REBASE):
+        if self.op in (RESTRICT, REBASE, AS_VECTOR):
             return self.inputs[0].digest_of(name)
+        if self.op is STACK:
+            i, old = self.params["old"][name]
+            return self.inputs[i].digest_of(old)
         if self.op is RENAME:
             return self.inputs[0].digest_of(self.params["old"][name])
 
@@ -124,7 +127,8 @@ class Node:
             return h.hexdigest()
         inputs = [of_node(node) for node in self.inputs]
         params = dict(self.params)
-        params.pop("patterns", None)  # how names were chosen; the names themselves count
+        for said in ("patterns", "pieces"):  # how names were chosen; the names themselves count
+            params.pop(said, None)
         if self.op is COMBINE:  # the order of summands means nothing
             inputs = sorted(f"{c!r}*{n}" for n, c in zip(inputs, params.pop("coefficients"), strict=True))
         elif self.op.symmetric:
@@ -155,7 +159,7 @@ def reads(node: Node) -> list[Node]:
             (n.expansion,)
             if n.expansion is not None
             else n.inputs[:1]
-            if n.op in (RESTRICT, RENAME, REBASE)
+            if n.op in (RESTRICT, RENAME, REBASE, AS_VECTOR)
             else n.inputs
         )
         for m in below:
@@ -225,6 +229,8 @@ REBASE = Op("rebase", _structural)  # the same values, declared to be a displace
 RENAME = Op(
     "shared", _structural
 )  # the same values under the names of inputs[1]; params["old"] maps those to inputs[0]'s
+AS_VECTOR = Op("as_vector", _structural)  # a point's values, declared to be a displacement from zero, to be added to inputs[1]
+STACK = Op("stack", _structural, "point")  # layers of several points; params["old"] maps names to (input, its name)
 DIFFERENCE = Op("difference", _difference, "vector", entry=lambda values: values[0] - values[1])
 COMBINE = Op("combine", _combine, "vector", entry=_combine_entry)
 MOVE = Op("move", _move, "point", entry=lambda values: values[0] + values[1])
@@ -246,6 +252,16 @@ def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
 
 def rebase(node: Node, base: Node) -> Node:
     return Node(REBASE, (node, base), node.spec)
+
+
+def as_vector(point: Node, base: Node) -> Node:
+    return Node(AS_VECTOR, (point, base), {n: s for n, s in point.spec.items() if s.is_float})
+
+
+def stack(points: list[Node], old: Mapping[str, tuple[int, str]], pieces: tuple[tuple[int, int, int], ...]) -> Node:
+    """A point of the names in `old`, each a tensor of one of `points`; `pieces` says it as (point, first, past the last)."""
+    spec = {new: points[i].spec[name] for new, (i, name) in old.items()}
+    return Node(STACK, tuple(points), spec, {"old": dict(old), "pieces": pieces})
 
 
 def difference(a: Node, b: Node) -> Node:
@@ -303,6 +319,9 @@ def untouched(node: Node, name: str) -> tuple[Source, str] | None:
             return node.source, name
         if node.op is RENAME:
             node, name = node.inputs[0], node.params["old"][name]
+        elif node.op is STACK:
+            i, name = node.params["old"][name]
+            node = node.inputs[i]
         elif node.op is RESTRICT or (node.op is MOVE and name not in node.inputs[1].spec):
             node = node.inputs[0]
         else:

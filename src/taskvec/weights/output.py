@@ -37,6 +37,9 @@ SIDE_FILES = (
 )  # fmt: skip
 
 
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
+
+
 @dataclass(frozen=True)
 class Output:
     """What an output will be, known before any of it is computed.
@@ -188,12 +191,33 @@ def sources(node: Node) -> list[Source]:
 
 def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
     """Config, tokenizer and the like, from the folder of the origin, as the output will hold them."""
-    origin = root(node)
+    origin = stacked = root(node)
+    while origin.op is graph.STACK:
+        origin = root(origin.inputs[0])
     folder = origin.source.folder if origin.source is not None else None
     found = {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
+    if stacked is not origin and "config.json" in found:
+        found["config.json"] = _tell_layers(found["config.json"], stacked)
     if dtype and "config.json" in found:
         found["config.json"] = _tell_dtype(found["config.json"], dtype)
     return found
+
+
+def _tell_layers(config: bytes, stacked: Node) -> bytes:
+    """Put the number of layers into a copied config, and into its lists with an entry for each layer."""
+    try:
+        table = json.loads(config)
+    except (ValueError, RecursionError):
+        return config
+    key = next((k for k in LAYER_KEYS if isinstance(table, dict) and isinstance(table.get(k), int)), None)
+    if key is None:
+        return config
+    pieces = [(first, last) for _, first, last in stacked.params["pieces"]]
+    for name, value in table.items():
+        if name == "layer_types" and isinstance(value, list) and len(value) == table[key]:
+            table[name] = [v for first, last in pieces for v in value[first:last]]
+    table[key] = sum(last - first for first, last in pieces)
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _tell_dtype(config: bytes, dtype: str) -> bytes:

@@ -57,6 +57,11 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
             return f"restrict({text(n.inputs[0])}, {(chosen[0] if len(chosen) == 1 else chosen)!r})"
         if n.op is graph.REBASE:
             return f"rebase({text(n.inputs[0])}, {text(n.inputs[1])})"
+        if n.op is graph.AS_VECTOR:
+            return f"as_vector({text(n.inputs[0])}, {text(n.inputs[1])})"
+        if n.op is graph.STACK:
+            pieces = (f"[{text(n.inputs[i])}, {first}, {last}]" for i, first, last in n.params["pieces"])
+            return f"stack({', '.join(pieces)})"
         if n.op is graph.RENAME:
             return f"shared({text(n.inputs[0])}, {text(n.inputs[1])})"
         inner = ", ".join(text(i) for i in n.inputs)
