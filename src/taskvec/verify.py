@@ -21,7 +21,7 @@ from .weights.output import INFO, Output, checkpoint_output, side_files, sources
 from .weights.produce import producer
 from .weights.source import Source, open_source
 
-RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device"}
+RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device", "beside"}
 
 SHOWN = 20  # differing tensors that a person is shown
 
@@ -116,7 +116,7 @@ def verify(
     spec = expected.spec
     problems += _changed_table(spec, found)
     if path.is_dir():
-        problems += _changed_files(path, expected)
+        problems += _changed_files(path, expected, info.get("beside", {}))
     shared = {n: s for n, s in spec.items() if found.spec.get(n) == s}
     differences, values = _compare(expected, found, list(shared), sample, threads, progress)
     share = values / max(1, sum(s.size for s in shared.values())) if shared else 1.0
@@ -148,6 +148,7 @@ def _recorded(path: Path, found: Source) -> dict[str, Any]:
             and set(info) <= RECORDED
             and isinstance(info["expression"], str)
             and isinstance(dtype, str | None)
+            and isinstance(info.get("beside", {}), dict)
         )
         sound = sound and all(
             isinstance(i["fingerprint"], str) and isinstance(i["sha256"], dict) and isinstance(i["read"], str | None)
@@ -217,14 +218,24 @@ def _changed_table(spec: Mapping[str, Any], found: Source) -> list[str]:
     return said + ([f"and {len(other) - 5} more differ in shape or format"] if len(other) > 5 else [])
 
 
-def _changed_files(path: Path, expected: Output) -> list[str]:
+def _changed_files(path: Path, expected: Output, beside: Mapping[str, str]) -> list[str]:
     said = []
     for name, content in side_files(expected.node, dtype=expected.dtype).items():
         place = path / name
+        if name in beside:  # it came from elsewhere, and is known by its hash
+            continue
         if not place.is_file():
             said.append(f"{name} is missing")
         elif place.read_bytes() != content:
             said.append(f"{name} is not the one of the origin")
+    for name, digest in beside.items():
+        inside = name not in ("", ".", "..") and not any(
+            c in name for c in "/\\\0"
+        )  # what a recipe says is not trusted
+        if not inside or not (path / name).is_file():
+            said.append(f"{name} is missing")
+        elif sha256(path / name, fresh=True) != digest:
+            said.append(f"{name} is not the recorded one")
     return said
 
 

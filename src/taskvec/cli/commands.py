@@ -169,6 +169,10 @@ def edit(
       restrict(v, '*.attn.*')       only these names; '~*.bias' excludes, a list combines
       shared(ft, base)              only what both have, under the base's names
       rebase(v, base)               use a vector with another base than its own
+      scale_by(v, {'*.mlp.*': 0.5}) coefficients by name, or a list over the layers
+      stack([a, 0, 8], [b, 4, 12])  blocks of several checkpoints on top of each other
+
+    A YAML file is a recipe or a mergekit config, which runs as it is.
     """
     from ..weights import Checkpoint, kinship_notes
     from ..weights.device import device as check_device
@@ -180,7 +184,7 @@ def edit(
             edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
         )  # fmt: skip
         return _show_explanation(facts, as_json)
-    recipe, value = _value(edit, lets)
+    recipe, value, beside = _value(edit, lets)
     dtype = dtype or recipe.dtype
     if dtype:
         parse_dtype(dtype)
@@ -200,7 +204,9 @@ def edit(
         if isinstance(value, Checkpoint):
             size = None if shard_size is None else _bytes(shard_size)
             allow = "allow" if allow_nonfinite else "error"
-            value.save(out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, **how)
+            value.save(
+                out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, beside=beside, **how
+            )  # fmt: skip
         else:
             value.save(out, progress=step, **how)
     facts = value.explain(dtype=dtype)
@@ -248,14 +254,14 @@ def _planned(
     from ..weights.plan import planned_output
 
     mistakes: list[TaskvecError] = []
-    size = recipe = value = facts = None
+    size = recipe = value = facts = account = None
     with collecting(mistakes):
         size = None if shard_size is None else _bytes(shard_size)
     with collecting(mistakes):
         if _is_weights(edit, lets):
             value = open_weights(edit)
         else:
-            recipe = _recipe(edit, lets)
+            recipe, _, account = _recipe(edit, lets)
             dtype = dtype or recipe.dtype
             value = recipe.build()
     if value is None:
@@ -266,7 +272,7 @@ def _planned(
     for name in recipe.unused() if recipe else ():
         note(f"{name} is named but not used.")
     raise_all(mistakes)
-    return facts
+    return facts if account is None or facts is None else replace(facts, recipe=account)
 
 
 def _is_weights(edit: str, lets: tuple[str, ...]) -> bool:
@@ -422,7 +428,9 @@ def methods(name: str | None, as_json: bool) -> None:
         width = max(len(text) for text in signatures.values())
         for n, doc in table.items():
             print(f"{signatures[n]:<{width}}  {doc.splitlines()[0]}")
-        print("\nBeside methods, expressions know restrict, shared and rebase: see `taskvec edit --help`.")
+        print(
+            "\nBeside methods, expressions know restrict, shared, rebase, scale_by, as_vector and stack: see `taskvec edit --help`."
+        )
 
 
 def _signature(name: str, fn: Callable[..., Any]) -> str:
@@ -461,28 +469,35 @@ def report(results: Path, out: Path, title: str | None, every: bool, as_json: bo
         print(f"{plain(out)}: {len(found)} results")
 
 
-def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
-    """The recipe and its lazy value, from an expression or a YAML file."""
-    recipe = _recipe(edit, lets)
+def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """The recipe, its lazy value, and files that go beside it, from an expression or a YAML file."""
+    recipe, beside, _ = _recipe(edit, lets)
     value = recipe.build()
     for name in recipe.unused():
         note(f"{name} is named but not used.")
-    return recipe, value
+    return recipe, value, beside
 
 
-def _recipe(edit: str, lets: tuple[str, ...]) -> Any:
+def _recipe(edit: str, lets: tuple[str, ...]) -> tuple[Any, dict[str, bytes], str | None]:
+    """The recipe of an expression or a YAML file; for a mergekit config files that go beside, and the recipe it becomes."""
     from ..recipe import Recipe, load
 
     read = _lets(lets)
     if not edit.endswith((".yaml", ".yml")):
-        return Recipe(edit, read)
-    recipe = load(edit)
+        return Recipe(edit, read), {}, None
+    from ..interop import recognises, translate
+
+    translation = translate(edit) if recognises(edit) else None
+    recipe = translation.recipe if translation else load(edit)
+    for text in translation.notes if translation else ():
+        note(text)
     mistakes: list[TaskvecError] = [
         UnknownName(f"--let {name}: {edit} has no input of that name; it has {', '.join(recipe.read)}.")
         for name in sorted(set(read) - set(recipe.read))
     ]
     raise_all(mistakes)
-    return Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256)
+    beside, account = (dict(translation.beside), str(translation)) if translation else ({}, None)
+    return Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256), beside, account
 
 
 def _lets(lets: tuple[str, ...]) -> dict[str, Path]:

@@ -283,7 +283,9 @@ def _function(name: str, args: list[ast.expr], keywords: list[ast.keyword], scop
     if name == "scale_by":
         table = _amounts(args[1], scope)
         if isinstance(first, (Checkpoint, float)):
-            scope.wrong(NotLinear(f"scale_by: {scope.said(args[0])!r} is no task vector; only those have coefficients."))
+            scope.wrong(
+                NotLinear(f"scale_by: {scope.said(args[0])!r} is no task vector; only those have coefficients.")
+            )
         return scale_by(first, table) if isinstance(first, TaskVector) and table is not None else Broken()
     patterns = _patterns(args[1], scope) if name == "restrict" else []
     base = _build(args[1], scope) if name != "restrict" else None
@@ -312,7 +314,9 @@ def _stack(args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> 
             case [Checkpoint() as point, float() as first, float() as last] if first.is_integer() and last.is_integer():
                 pieces.append((point, int(first), int(last)))
             case _ if not any(isinstance(p, Broken) for p in parts):
-                scope.wrong(UsageError(f"stack takes [checkpoint, first block, past the last block]: {EXAMPLES['stack']}."))
+                scope.wrong(
+                    UsageError(f"stack takes [checkpoint, first block, past the last block]: {EXAMPLES['stack']}.")
+                )
     if keywords:
         scope.wrong(UsageError(f"stack takes no hyper-parameters: {EXAMPLES['stack']}."))
     return stack(*pieces) if len(pieces) == len(args) and not keywords else Broken()

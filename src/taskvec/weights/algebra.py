@@ -218,6 +218,7 @@ class Checkpoint(_Tensors):
         self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
         on_nonfinite: Literal["error", "allow"] = "error", threads: int | None = None,
         device: str | None = None, progress: Callable[[int], None] | None = None,
+        beside: Mapping[str, bytes] | None = None,
     ) -> Path:  # fmt: skip
         """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
 
@@ -230,6 +231,7 @@ class Checkpoint(_Tensors):
             device: where: ``cpu``, or ``cuda`` or ``cuda:N`` through torch. Element by element the bits are the same;
                 passes over all tensors (norms, cuts) stay on the CPU.
             progress: called with the bytes read since the last call.
+            beside: further files of a folder, name -> content, instead of the origin's of that name (another tokenizer).
         Raises:
             StorageError: the output exists, another run writes it, or the disk is too small or fails. The path is then
                 as it was; what was finished is kept beside it where the same call can continue from it.
@@ -239,7 +241,13 @@ class Checkpoint(_Tensors):
         from .write import write
 
         output = checkpoint_output(
-            self, Path(path), dtype=dtype, shard_size=shard_size, on_nonfinite=on_nonfinite, device=device
+            self,
+            Path(path),
+            dtype=dtype,
+            shard_size=shard_size,
+            on_nonfinite=on_nonfinite,
+            device=device,
+            beside=beside,
         )
         return write(output, overwrite=overwrite, threads=threads, progress=progress)
 

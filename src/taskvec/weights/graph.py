@@ -229,7 +229,9 @@ REBASE = Op("rebase", _structural)  # the same values, declared to be a displace
 RENAME = Op(
     "shared", _structural
 )  # the same values under the names of inputs[1]; params["old"] maps those to inputs[0]'s
-AS_VECTOR = Op("as_vector", _structural)  # a point's values, declared to be a displacement from zero, to be added to inputs[1]
+AS_VECTOR = Op(
+    "as_vector", _structural
+)  # a point's values, declared to be a displacement from zero, to be added to inputs[1]
 STACK = Op("stack", _structural, "point")  # layers of several points; params["old"] maps names to (input, its name)
 DIFFERENCE = Op("difference", _difference, "vector", entry=lambda values: values[0] - values[1])
 COMBINE = Op("combine", _combine, "vector", entry=_combine_entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -81,6 +82,7 @@ class Output:
 def checkpoint_output(
     point: Checkpoint, path: Path, *, dtype: str | None = None, shard_size: int | None = None,
     on_nonfinite: Literal["error", "allow"] = "error", device: str | None = None,
+    beside: Mapping[str, bytes] | None = None,
 ) -> Output:  # fmt: skip
     """The output that `Checkpoint.save` would write.
 
@@ -98,7 +100,8 @@ def checkpoint_output(
         if path.suffix == ".safetensors"
         else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
     )
-    return Output(path, point.node, files, {"format": "pt"}, True, target, on_nonfinite == "error", named(device))
+    strict = on_nonfinite == "error"
+    return Output(path, point.node, files, {"format": "pt"}, True, target, strict, named(device), beside or {})
 
 
 def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) -> Output:
@@ -254,6 +257,8 @@ def recipe_of(output: Output, hashes: Mapping[Path, str]) -> dict[str, Any]:
         info["on_nonfinite"] = "allow"
     if output.device is not CPU:
         info["device"] = output.device.name
+    if output.beside and not output.single:
+        info["beside"] = {n: hashlib.sha256(content).hexdigest() for n, content in output.beside.items()}
     return info
 
 

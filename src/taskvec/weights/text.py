@@ -178,6 +178,7 @@ class Explanation:
     threads: int = 1
     seconds: float = 0.0  # an estimate, with the inputs in memory and their hashes known
     seconds_first: float = 0.0  # an estimate, the first time and from a disk that reads 1 GB/s
+    recipe: str = ""  # the recipe that a config of another tool becomes
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -210,6 +211,8 @@ class Explanation:
             f"from a disk that reads 1 GB/s ({self.threads} thread{'s' if self.threads > 1 else ''})"
         )
         lines.extend(f"note\n  {n}" for n in self.notes)
+        if self.recipe:
+            lines.append("as a recipe\n  " + self.recipe.replace("\n", "\n  "))
         return "\n".join(lines)
 
 
