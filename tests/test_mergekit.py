@@ -163,6 +163,16 @@ models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: 
 merge_method: nuslerp
 base_model: base
 """,
+    "nuslerp_rows": """
+models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: 0.5}}]
+merge_method: nuslerp
+parameters: {nuslerp_flatten: false}
+""",
+    "multislerp_base": """
+models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: [0.5, 0.1]}}]
+merge_method: multislerp
+base_model: base
+""",
     "multislerp": """
 models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: 0.5}}, {model: c, parameters: {weight: 0.2}}]
 merge_method: multislerp
@@ -335,7 +345,7 @@ def test_dare_is_the_mean_over_masks(models):
         "models: [{model: a, parameters: {weight: 0.5, density: 0.25}}]\nmerge_method: dare_linear\nbase_model: base\n"
     )
     translation = translate(path)
-    assert any("divided by the density" in n for n in translation.notes)
+    assert any("divided by the probability" in n for n in translation.notes)
     base, a = (Checkpoint.read(models / "llama" / n).array("lm_head.weight") for n in ("base", "a"))
     moved = (translation.recipe.build().array("lm_head.weight") - base) / np.where(a == base, 1, a - base)
     kept = np.abs(moved) > 1e-3

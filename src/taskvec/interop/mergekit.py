@@ -15,6 +15,7 @@ Settings = Mapping[str, Any]  # parameter -> number, gradient, or list of {filte
 
 # Parameters of each method: of single models, and of the whole merge with their defaults. From mergekit 0.1.5.
 _SUM = {"normalize": False, "rescale": False, "lambda": 1.0}
+_RANDOM = {**_SUM, "rescale": True, "variant": "paper"}  # the variant is ours: "paper" or "mergekit"
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear": ({"weight": None}, {"normalize": True}),
     "slerp": ({}, {"t": None}),
@@ -25,12 +26,12 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "model_stock": ({}, {"filter_wise": False}),
     "task_arithmetic": ({"weight": None}, _SUM),
     "ties": ({"weight": None, "density": 1.0}, {**_SUM, "normalize": True}),
-    "dare_linear": ({"weight": None, "density": 1.0}, {**_SUM, "rescale": True}),
-    "dare_ties": ({"weight": None, "density": 1.0}, {**_SUM, "rescale": True}),
+    "dare_linear": ({"weight": None, "density": 1.0}, _RANDOM),
+    "dare_ties": ({"weight": None, "density": 1.0}, _RANDOM),
     "breadcrumbs": ({"weight": None, "density": 1.0, "gamma": 0.01}, _SUM),
     "breadcrumbs_ties": ({"weight": None, "density": 1.0, "gamma": 0.01}, _SUM),
-    "della": ({"weight": None, "density": 1.0, "epsilon": 0.15}, {**_SUM, "normalize": True, "rescale": True}),
-    "della_linear": ({"weight": None, "density": 1.0, "epsilon": 0.15}, {**_SUM, "rescale": True}),
+    "della": ({"weight": None, "density": 1.0, "epsilon": 0.15}, {**_RANDOM, "normalize": True}),
+    "della_linear": ({"weight": None, "density": 1.0, "epsilon": 0.15}, _RANDOM),
     "sce": ({}, {"select_topk": 1.0}),
 }
 NOT_YET = ("nearswap", "arcee_fusion", "ram", "ramplus_tl")
@@ -131,7 +132,7 @@ def _config(table: Mapping[str, Any], said: str) -> Config:
             elif method in METHODS and not any(name in part for part in METHODS[method]):
                 text = f"{name} has no effect" + ("" if name == "int8_mask" else f" with {method}") + " and is ignored."
                 notes.append(text)
-            problem = _malformed(value)
+            problem = "" if name == "variant" and value in ("paper", "mergekit") else _malformed(value)
             if problem:
                 wrong(f"{where}.{name} {problem}")
         return given
@@ -305,7 +306,7 @@ def _chosen(name: str, t: float, setting: Any) -> Any:
     if isinstance(setting, dict):
         setting = [setting]
     if not isinstance(setting, list):
-        return float(setting) if not isinstance(setting, bool) else setting
+        return setting if isinstance(setting, bool) or not _scalar(setting) else float(setting)
     if all(_scalar(v) for v in setting):
         if any(isinstance(v, bool) for v in setting):
             return setting[int(t * (len(setting) - 1))]

@@ -18,7 +18,7 @@ from ..recipe import FUNCTIONS, Recipe, parse
 from ..weights import Checkpoint, TaskVector, graph, open_weights
 from ..weights.layers import BEFORE, depths, layer, patterns
 from ..weights.names import floats
-from .mergekit import METHODS, WITHOUT_BASE, Config, Input, Settings, filters, read_configs, value_for
+from .mergekit import METHODS, Config, Input, Settings, filters, read_configs, value_for
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
@@ -181,7 +181,9 @@ class _Document:
         method = self.config.method
         special: Mapping[str, Callable[[], str]] = {
             "linear": self._linear, "slerp": self._slerp, "passthrough": self._passthrough,
-            "task_arithmetic": self._task_arithmetic, "dare_linear": self._dare,
+            "task_arithmetic": self._task_arithmetic,
+            **dict.fromkeys(("dare_linear", "breadcrumbs", "della_linear"), self._thinned),
+            **dict.fromkeys(("ties", "dare_ties", "breadcrumbs_ties", "della"), self._elected),
         }  # fmt: skip
         text = special[method]() if method in special else self._grouped()
         self._check_filters()
@@ -225,7 +227,7 @@ class _Document:
             raise UsageError(f"{self.config.method} needs a model beside the base {self.config.base}.")
 
     def _column(self, inputs: Sequence[Input]) -> str:
-        pieces = []
+        pieces: list[tuple[str, int, int, int]] = []
         for i in inputs:
             name = self.names.of(i.model)
             point = self.names.values[name]
@@ -234,7 +236,7 @@ class _Document:
                 return name
             if len(found) != 1:
                 raise UsageError(f"{i.model} has {len(found)} stacks of blocks; slices need a model with one.")
-            pieces.append((name, *i.blocks, next(iter(found.values()))))
+            pieces.append((name, i.blocks[0], i.blocks[1], next(iter(found.values()))))
         if len(pieces) == 1 and pieces[0][1:3] == (0, pieces[0][3]):
             return pieces[0][0]
         text = ", ".join(f"[{name}, {first}, {last}]" for name, first, last, _ in pieces)
@@ -285,7 +287,7 @@ class _Document:
                 self.notes.append(f"the filter {word!r} matches no tensor.")
 
     def _weights(self, column: int) -> dict[str, float]:
-        return {n: self._value("weight", n, column) for n in self.spec}
+        return {n: float(self._value("weight", n, column)) for n in self.spec}
 
     def _shares(self, columns: Sequence[int], *, near: float) -> list[dict[str, float]]:
         """The coefficient of each model for each tensor: its weight, over their sum if normalised, times lambda."""
@@ -302,7 +304,7 @@ class _Document:
                 for t in tables:
                     t[n] /= total
             if "lambda" in METHODS[self.config.method][1]:
-                factor = self._value("lambda", n)
+                factor = float(self._value("lambda", n))
                 for t in tables:
                     t[n] *= factor
         return tables
@@ -326,26 +328,73 @@ class _Document:
             self._term(self._tau(c), t) for c, t in zip(self.columns[1:], tables, strict=True)
         )
 
-    def _dare(self) -> str:
-        """Every model dropped with its own density and seed."""
-        self._say_dare()
+    def _thinned(self) -> str:
+        """Every model thinned out by itself, then added."""
         tables = self._shares(range(1, len(self.columns)), near=1e-8)
         out = self.columns[0]
-        for j, (column, table) in enumerate(zip(self.columns[1:], tables, strict=True), 1):
-            groups: dict[float, list[str]] = {}
+        for j, table in enumerate(tables, 1):
+            groups: dict[str, list[str]] = {}
             for n in self.spec:
-                density = self._value("density", n, j)
-                groups.setdefault(density, []).append(n)
-                if not self._value("rescale", n):
-                    table[n] *= density
-            for density, names in groups.items():
-                dropped = self._tau(column)
-                if density < 1:
-                    dropped = self._only(f"dare([{dropped}], density={density!r}, seed={j - 1})", names)
-                elif len(groups) > 1:
-                    dropped = self._only(dropped, names)
-                out += self._term(dropped, {n: table[n] for n in names}) if density > 0 else ""
+                groups.setdefault(self._thin(n, j), []).append(n)
+            for text, names in groups.items():
+                if text:
+                    term = self._only(text, names) if len(groups) > 1 else text
+                    out += self._term(term, {n: table[n] for n in names})
         return out
+
+    def _elected(self) -> str:
+        """Every model thinned out by itself, then signs elected entry by entry."""
+        groups: dict[tuple[Any, ...], list[str]] = {}
+        for n in self.spec:
+            kept = [(self._thin(n, j), self._value("weight", n, j)) for j in range(1, len(self.columns))]
+            kept = tuple((text, w) for text, w in kept if text and w)  # neither votes nor counts otherwise
+            groups.setdefault((kept, bool(self._value("normalize", n)), self._value("lambda", n)), []).append(n)
+        out = self.columns[0]
+        for (kept, normalise, factor), names in groups.items():
+            if not kept:
+                continue
+            given: dict[str, Any] = {"density": 1.0, "variant": "mergekit", "coefficients": [w for _, w in kept]}
+            if normalise:  # the sum of what agrees, over the weights that agree
+                text = self._call("ties", [t for t, _ in kept], given)
+            else:
+                text = self._call("dare", [t for t, _ in kept], {**given, "consensus": "ties"})
+            term = self._only(text, names) if len(groups) > 1 else text
+            out += self._term(term, dict.fromkeys(names, factor))
+        return out
+
+    def _thin(self, name: str, column: int) -> str:
+        """What is left of a model's difference to the base, as far as one tensor goes; empty if nothing is."""
+        method, tau = self.config.method, self._tau(self.columns[column])
+        density = float(self._value("density", name, column))
+        rescale = bool(self._value("rescale", name))
+        family = method.removesuffix("_linear").removesuffix("_ties")
+        if density >= 1:
+            return tau
+        if density <= 0:
+            return ""
+        if family in ("ties", "breadcrumbs"):
+            if rescale:
+                raise UsageError(f"{method} with rescale: true is not available.")
+            more = {"gamma": self._value("gamma", name, column)} if family == "breadcrumbs" else {}
+            return self._call(family, [tau], {"density": density, **more, "variant": "mergekit"})
+        variant = self._value("variant", name)
+        given = {"density": density, "seed": column - 1}
+        if variant != "paper":
+            given["variant"] = variant
+        if family == "della":
+            given |= {"epsilon": self._value("epsilon", name, column), "consensus": "sum"}
+        self.notes.append(
+            f"{method}: masks depend on the seed and on the names of tensors alone, and are not those of mergekit."
+        )
+        if variant == "paper" and rescale:
+            self.notes.append(
+                f"{method}: what is kept is divided by the probability of keeping it, as in the paper; mergekit restores the "
+                "L1 norm of each tensor. For its way write `variant: mergekit` among the parameters."
+            )
+        text = self._call(family, [tau], given)
+        if not rescale and (family != "dare" or variant != "paper"):
+            raise UsageError(f"{method} with rescale: false is not available here.")
+        return text if rescale else f"{density!r} * {text}"
 
     def _slerp(self) -> str:
         base, other = self.columns
@@ -353,7 +402,7 @@ class _Document:
 
     def _passthrough(self) -> str:
         (column,) = self.columns
-        table = {n: self._value("scale", n, 0) - 1 for n in self.spec}
+        table = {n: float(self._value("scale", n, 0)) - 1 for n in self.spec}
         return column + self._term(f"as_vector({column}, {column})", table)
 
     def _grouped(self) -> str:
@@ -361,8 +410,8 @@ class _Document:
         method = self.config.method
         others = self.columns[1:] if self.has_base else self.columns
         first = 1 if self.has_base else 0
-        if method not in WITHOUT_BASE:
-            return self._on_vectors(others, first)
+        if method in ("model_stock", "sce"):
+            return self.columns[0] + self._calls(method, [self._tau(c) for c in others], self._whole)
         if method == "karcher":
             return self._on_weights(
                 self.columns[0], "karcher", self.columns,
@@ -372,37 +421,23 @@ class _Document:
         def own(n: str) -> dict[str, Any]:
             weights = [self._value("weight", n, j) for j in range(first, len(self.columns))]
             if method == "multislerp":
+                if not self._value("normalize_weights", n) and abs(math.fsum(weights) - 1) > 1e-6:
+                    raise UsageError("multislerp with normalize_weights: false is not available.")
                 return {"coefficients": weights}
             total = math.fsum(weights)
-            return {"t": 0.5 if abs(total) < 1e-6 else weights[1] / total}
+            given = {"t": 0.5 if abs(total) < 1e-6 else weights[1] / total}
+            rows = "column" if self._value("nuslerp_row_wise", n) else "row"
+            return given if self._value("nuslerp_flatten", n) else {**given, "per": rows}
 
-        if method == "nuslerp" and not all(self._value("nuslerp_flatten", n) for n in self.spec):
-            raise UsageError("nuslerp with nuslerp_flatten: false is not available.")
         if self.has_base:
             return self.columns[0] + self._calls(method, [self._tau(c) for c in others], own)
         return self._on_weights(self.columns[0], method, others, own)
 
-    def _on_vectors(self, others: Sequence[str], first: int) -> str:
-        method = self.config.method
-        columns = range(first, len(self.columns))
-
-        def per(parameter: str, n: str) -> Any:
-            found = [self._value(parameter, n, j) for j in columns]
-            return found[0] if len(set(found)) == 1 else found
-
-        def own(n: str) -> dict[str, Any]:
-            if method == "model_stock":
-                return {"per": "row"} if self._value("filter_wise", n) else {}
-            if method == "sce":
-                return {"density": self._value("select_topk", n), "variant": "mergekit"}
-            given = {"density": per("density", n), "coefficients": [self._value("weight", n, j) for j in columns]}
-            given |= {p: per(p, n) for p in METHODS[method][0] if p not in ("weight", "density")}
-            given |= {"normalize": bool(self._value("normalize", n)), "rescale": bool(self._value("rescale", n))}
-            return {**given, "scale": self._value("lambda", n), "variant": "mergekit"}
-
-        if method == "dare_ties":
-            self._say_dare()
-        return self.columns[0] + self._calls(method, [self._tau(c) for c in others], own)
+    def _whole(self, name: str) -> dict[str, Any]:
+        """Hyper-parameters of model_stock and sce."""
+        if self.config.method == "sce":
+            return {"density": self._value("select_topk", name)}
+        return {"per": "row"} if self._value("filter_wise", name) else {}
 
     def _calls(self, method: str, vectors: Sequence[str], own: Callable[[str], dict[str, Any]]) -> str:
         """`` + method([...], ...)`` for each set of tensors with equal hyper-parameters."""
@@ -412,10 +447,8 @@ class _Document:
             groups.setdefault(repr(given), (given, []))[1].append(n)
         out = ""
         for given, names in groups.values():
-            factor = given.pop("scale", 1.0)
             call = self._call(method, vectors, given)
-            term = self._only(call, names) if len(groups) > 1 else call
-            out += self._term(term, dict.fromkeys(names, factor))
+            out += f" + {self._only(call, names) if len(groups) > 1 else call}"
         return out
 
     def _call(self, method: str, vectors: Sequence[str], given: dict[str, Any]) -> str:
@@ -444,12 +477,6 @@ class _Document:
         calls = self._calls(method, [f"as_vector({c}, {origin})" for c in columns], own)
         return f"{origin}{calls} - as_vector({origin}, {origin})"
 
-    def _say_dare(self) -> None:
-        self.notes.append(
-            f"{self.config.method}: what is kept is divided by the density, as in the paper; mergekit restores the L1 norm of "
-            "each tensor. Masks depend on the names of tensors alone, and are not those of mergekit."
-        )
-
     # --- words ------------------------------------------------------------------------------------------------------
 
     def _tau(self, column: str) -> str:
@@ -471,10 +498,10 @@ class _Document:
         groups: dict[float, list[str]] = {}
         for n, c in table.items():
             groups.setdefault(c, []).append(n)
-        said = {c: patterns(names, table) for c, names in groups.items()}
-        most = max(said, key=lambda c: len(said[c]))  # said last, of all that is left: the first pattern counts
-        said = {**{c: p for c, p in said.items() if c != most}, most: ["*"]}
-        said = ", ".join(f"{p!r}: {c!r}" for c, chosen in said.items() for p in chosen)
+        by = {c: patterns(names, table) for c, names in groups.items()}
+        most = max(by, key=lambda c: len(by[c]))  # said last, of all that is left: the first pattern counts
+        by = {**{c: chosen for c, chosen in by.items() if c != most}, most: ["*"]}
+        said = ", ".join(f"{p!r}: {c!r}" for c, chosen in by.items() for p in chosen)
         return f" + scale_by({text}, {{{said}}})"
 
 
