@@ -383,7 +383,7 @@ def test_errors_are_json_too(here: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_adapters_and_python_forms_get_the_right_advice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "lora").mkdir()
     (here / "lora" / "adapter_config.json").write_text("{}")
-    assert "PEFT adapter" in fails(capsys, 3, "explain", "lora")
+    assert "adapter of the kind None" in fails(capsys, 3, "explain", "lora")
     text = fails(capsys, 2, "edit", "base + cars.restrict('*.attn.*')", *LETS, "-o", "out")
     assert "write restrict(cars, '*.attn.*')" in text
     ok("explain", "base + (cars - base)", *LETS)

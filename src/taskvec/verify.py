@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, NotACheckpoint, UnknownName, UsageError, nearest, some
-from .files import exists
 from .recipe import parse
 from .weights import Checkpoint, TaskVector, open_weights
 from .weights.execute import Block, blocks, bytes_per_value, in_order, summarise, whole_tensors
 from .weights.hashes import sha256
 from .weights.output import INFO, Output, checkpoint_output, side_files, sources, vector_output
 from .weights.produce import producer
-from .weights.source import Source, open_source
+from .weights.source import Source, open_source, readable
 
 RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device", "beside"}
 
@@ -178,7 +177,7 @@ def _open_inputs(
         inside = (
             not place.is_absolute() and ".." not in place.parts and place != Path()
         )  # what a recipe says is not trusted
-        fitting = [p for p in (path.absolute().parent / place, Path.cwd() / place) if inside and exists(p)]
+        fitting = [p for p in (path.absolute().parent / place, Path.cwd() / place) if inside and readable(p)]
         if not fitting:
             missing.append(name)
             continue

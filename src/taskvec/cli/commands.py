@@ -290,6 +290,47 @@ def _show_explanation(facts: Any, as_json: bool) -> None:
         print(facts)
 
 
+@cli.command("extract-lora", short_help="Write a fine-tuned model's task vector as a LoRA adapter.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("finetuned", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The adapter's folder.")
+@click.option("--rank", type=click.IntRange(1), help="Rank of every matrix.")
+@click.option("--error", type=float, help="Instead: the relative error that every matrix keeps to, for example 0.05.")
+@click.option("--only-matrices", is_flag=True, help="Leave out biases and norms, which an adapter cannot hold.")
+@click.option("--task-type", help="For the adapter's config, for example CAUSAL_LM.")
+@_shared
+@_overwrite
+@_json
+def extract_lora(
+    base: Path, finetuned: Path, out: Path, rank: int | None, error: float | None, only_matrices: bool,
+    task_type: str | None, shared: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write FINETUNED - BASE as a LoRA adapter in PEFT's format, each matrix at a rank or to an error.
+
+    \b
+    taskvec extract-lora llama/ ft/cars/ -o cars-lora/ --rank 16
+    """
+    from ..interop import write_adapter
+    from ..weights import Checkpoint
+
+    if (rank is None) == (error is None):
+        raise UsageError("extract-lora takes --rank or --error.")
+    start = Checkpoint.read(base)
+    tuned = Checkpoint.read(finetuned, label=_distinct(finetuned.stem or str(finetuned), start.label))
+    vector = (tuned.shared(start) if shared else tuned) - start
+    said = write_adapter(
+        vector, out, rank=rank, error=error, only_matrices=only_matrices, task_type=task_type, overwrite=overwrite
+    )  # fmt: skip
+    if as_json:
+        print_json("extract-lora", said.as_dict())
+        return
+    width = max(len(m.name) for m in said.modules)
+    print(f"{'matrix':<{width}}  {'rank':>5}  {'error':>8}")
+    for m in said.modules:
+        print(f"{plain(m.name):<{width}}  {m.rank:>5}  {m.error:>8.3g}")
+    print(plain(said))
+
+
 @cli.command(short_help="Norms, cosines and signs of task vectors.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="The common base, when PATHS are fine-tuned checkpoints.")

@@ -18,6 +18,7 @@ from ..recipe import FUNCTIONS, Recipe, parse
 from ..weights import Checkpoint, TaskVector, graph, open_weights
 from ..weights.layers import BEFORE, depths, layer, patterns
 from ..weights.names import floats
+from ..weights.source import readable
 from .mergekit import METHODS, Config, Input, Settings, filters, read_configs, value_for
 
 TOKENIZER_FILES = (
@@ -83,7 +84,7 @@ class _Names:
 
     def _open(self, model: str, kind: type) -> str:
         places = [self.folder / model, Path(model)]
-        place = next((p for p in places if exists(p)), None)
+        place = next((p for p in places if readable(p)), None)
         if place is None:
             near = nearest(Path(model).name, [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else [])
             raise InputError(
@@ -333,12 +334,12 @@ class _Document:
         tables = self._shares(range(1, len(self.columns)), near=1e-8)
         out = self.columns[0]
         for j, table in enumerate(tables, 1):
-            groups: dict[str, list[str]] = {}
+            alike: dict[str, list[str]] = {}
             for n in self.spec:
-                groups.setdefault(self._thin(n, j), []).append(n)
-            for text, names in groups.items():
+                alike.setdefault(self._thin(n, j), []).append(n)
+            for text, names in alike.items():
                 if text:
-                    term = self._only(text, names) if len(groups) > 1 else text
+                    term = self._only(text, names) if len(alike) > 1 else text
                     out += self._term(term, {n: table[n] for n in names})
         return out
 
@@ -359,7 +360,7 @@ class _Document:
             else:
                 text = self._call("dare", [t for t, _ in kept], {**given, "consensus": "ties"})
             term = self._only(text, names) if len(groups) > 1 else text
-            out += self._term(term, dict.fromkeys(names, factor))
+            out += self._term(term, {n: float(factor) for n in names})
         return out
 
     def _thin(self, name: str, column: int) -> str:

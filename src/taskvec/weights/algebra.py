@@ -298,7 +298,8 @@ class TaskVector(_Tensors):
 
     @classmethod
     def read(cls, path: str | Path, *, label: str | None = None) -> TaskVector:
-        """Open a task vector file written by `save` (or any safetensors file of differences). Reads headers only."""
+        """Open a task vector: a file written by `save` (or any safetensors file of differences), or the folder of a LoRA
+        adapter. Reads headers only."""
         return _vector(open_source(path, label))
 
     def __add__(self, other: TaskVector) -> Any:
@@ -425,7 +426,7 @@ def open_weights(path: str | Path, *, label: str | None = None) -> Checkpoint | 
 
 
 def _point(source: Source) -> Checkpoint:
-    return Checkpoint(graph.read(source), source.label)
+    return Checkpoint(graph.read(source), source.label, source.metadata.get(PARTIAL_KEY) == "true")
 
 
 def _vector(source: Source) -> TaskVector:
