@@ -211,7 +211,8 @@ def test_overwrite_replaces_only_when_complete(here: Path) -> None:
     ok("edit", "base + (dtd - base)", *LETS, "-o", "out", "--overwrite")
     second = Checkpoint.read("out").array("embed.weight")
     assert not np.array_equal(first, second)
-    assert sorted(p.name for p in Path("out").iterdir()) == ["config.json", "model.safetensors", "taskvec.json"]
+    files = ["README.md", "config.json", "model.safetensors", "taskvec.json"]
+    assert sorted(p.name for p in Path("out").iterdir()) == files
     assert not [p for p in here.iterdir() if p.name.startswith(".")]
 
 

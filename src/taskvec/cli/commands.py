@@ -148,6 +148,7 @@ def _measured(path: Path) -> dict[str, Any]:
 @click.option("--dtype", help="Number format of the output, for example bfloat16; else each tensor keeps its own.")
 @click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
 @click.option("--allow-nonfinite", is_flag=True, help="Copy untouched tensors even if they hold NaN or infinity.")
+@click.option("--no-card", is_flag=True, help="Write no model card (README.md) into the folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, like `taskvec explain`, and do nothing.")
 @_overwrite
 @_threads
@@ -155,7 +156,7 @@ def _measured(path: Path) -> dict[str, Any]:
 @_json
 def edit(
     edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
-    allow_nonfinite: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
+    allow_nonfinite: bool, no_card: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute an edited checkpoint (or task vector) and write it.
 
@@ -205,7 +206,8 @@ def edit(
             size = None if shard_size is None else _bytes(shard_size)
             allow = "allow" if allow_nonfinite else "error"
             value.save(
-                out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, beside=beside, **how
+                out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, beside=beside,
+                card=not no_card, **how,
             )  # fmt: skip
         else:
             value.save(out, progress=step, **how)

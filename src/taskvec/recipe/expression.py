@@ -334,6 +334,8 @@ def _amounts(node: ast.expr, scope: _Scope) -> Any:
             found = [_build(e, replace(scope, names={})) for e in parts]
             if all(isinstance(v, float) for v in found):
                 return found
+        case ast.Constant(value=str()):
+            pass
         case _:
             value = _build(node, replace(scope, names={}))
             if isinstance(value, float):

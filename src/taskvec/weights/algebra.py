@@ -218,7 +218,7 @@ class Checkpoint(_Tensors):
         self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
         on_nonfinite: Literal["error", "allow"] = "error", threads: int | None = None,
         device: str | None = None, progress: Callable[[int], None] | None = None,
-        beside: Mapping[str, bytes] | None = None,
+        beside: Mapping[str, bytes] | None = None, card: bool = False,
     ) -> Path:  # fmt: skip
         """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
 
@@ -232,6 +232,7 @@ class Checkpoint(_Tensors):
                 passes over all tensors (norms, cuts) stay on the CPU.
             progress: called with the bytes read since the last call.
             beside: further files of a folder, name -> content, instead of the origin's of that name (another tokenizer).
+            card: write a model card (README.md) into the folder; one that is there and not ours is kept.
         Raises:
             StorageError: the output exists, another run writes it, or the disk is too small or fails. The path is then
                 as it was; what was finished is kept beside it where the same call can continue from it.
@@ -248,6 +249,7 @@ class Checkpoint(_Tensors):
             on_nonfinite=on_nonfinite,
             device=device,
             beside=beside,
+            card=card,
         )
         return write(output, overwrite=overwrite, threads=threads, progress=progress)
 

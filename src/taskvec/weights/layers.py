@@ -119,8 +119,10 @@ def scaled(vector: TaskVector, coefficients: Mapping[str, float]) -> TaskVector:
         groups.setdefault(coefficients.get(name, 1.0), []).append(name)
     if len(groups) == 1:
         return vector * next(iter(groups))
-    parts = [(only(vector, names), c) for c, names in groups.items()]
-    return replace(combined(parts), partial=vector.partial, label=vector.label)
+    parts = [
+        (only(vector, names), c) for c, names in groups.items() if c
+    ]  # zeros are left out, as text leaves them out
+    return replace(combined(parts), partial=vector.partial or 0.0 in groups, label=vector.label)
 
 
 def only(vector: TaskVector, names: Sequence[str]) -> TaskVector:

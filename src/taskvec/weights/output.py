@@ -55,6 +55,7 @@ class Output:
         strict: refuse NaN and infinity also in tensors that are only copied.
         device: where it is computed.
         beside: further files of a folder, name -> content; they stand in for the origin's of that name.
+        card: write a model card (README.md) into the folder, unless one that is not ours is there.
     """
 
     path: Path
@@ -66,6 +67,7 @@ class Output:
     strict: bool = True
     device: Device = CPU
     beside: Mapping[str, bytes] = field(default_factory=dict)
+    card: bool = False
 
     @property
     def single(self) -> bool:
@@ -82,7 +84,7 @@ class Output:
 def checkpoint_output(
     point: Checkpoint, path: Path, *, dtype: str | None = None, shard_size: int | None = None,
     on_nonfinite: Literal["error", "allow"] = "error", device: str | None = None,
-    beside: Mapping[str, bytes] | None = None,
+    beside: Mapping[str, bytes] | None = None, card: bool = False,
 ) -> Output:  # fmt: skip
     """The output that `Checkpoint.save` would write.
 
@@ -101,7 +103,7 @@ def checkpoint_output(
         else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
     )
     strict = on_nonfinite == "error"
-    return Output(path, point.node, files, {"format": "pt"}, True, target, strict, named(device), beside or {})
+    return Output(path, point.node, files, {"format": "pt"}, True, target, strict, named(device), beside or {}, card)
 
 
 def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) -> Output:
