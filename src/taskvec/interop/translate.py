@@ -339,33 +339,37 @@ class _Document:
                 alike.setdefault(self._thin(n, j), []).append(n)
             for text, names in alike.items():
                 if text:
-                    term = self._only(text, names) if len(alike) > 1 else text
-                    out += self._term(term, {n: table[n] for n in names})
+                    part = self._thin(names[0], j, self._part(j, names) if len(alike) > 1 else "")
+                    out += self._term(part, {n: table[n] for n in names})
         return out
 
     def _elected(self) -> str:
         """Every model thinned out by itself, then signs elected entry by entry."""
         groups: dict[tuple[Any, ...], list[str]] = {}
         for n in self.spec:
-            kept = [(self._thin(n, j), self._value("weight", n, j)) for j in range(1, len(self.columns))]
-            kept = tuple((text, w) for text, w in kept if text and w)  # neither votes nor counts otherwise
+            found = [(j, self._thin(n, j), self._value("weight", n, j)) for j in range(1, len(self.columns))]
+            kept = tuple((j, text, w) for j, text, w in found if text and w)  # neither votes nor counts otherwise
             groups.setdefault((kept, bool(self._value("normalize", n)), self._value("lambda", n)), []).append(n)
         out = self.columns[0]
         for (kept, normalise, factor), names in groups.items():
             if not kept:
                 continue
-            given: dict[str, Any] = {"density": 1.0, "variant": "mergekit", "coefficients": [w for _, w in kept]}
+            given: dict[str, Any] = {"density": 1.0, "variant": "mergekit", "coefficients": [w for _, _, w in kept]}
+            # Cut to the group's tensors first: a density of its own costs a look at every tensor that is left.
+            parts = [self._thin(names[0], j, self._part(j, names) if len(groups) > 1 else "") for j, _, _ in kept]
             if normalise:  # the sum of what agrees, over the weights that agree
-                text = self._call("ties", [t for t, _ in kept], given)
+                text = self._call("ties", parts, given)
             else:
-                text = self._call("dare", [t for t, _ in kept], {**given, "consensus": "ties"})
-            term = self._only(text, names) if len(groups) > 1 else text
-            out += self._term(term, {n: float(factor) for n in names})
+                text = self._call("dare", parts, {**given, "consensus": "ties"})
+            out += self._term(text, {n: float(factor) for n in names})
         return out
 
-    def _thin(self, name: str, column: int) -> str:
-        """What is left of a model's difference to the base, as far as one tensor goes; empty if nothing is."""
-        method, tau = self.config.method, self._tau(self.columns[column])
+    def _part(self, column: int, names: Sequence[str]) -> str:
+        return self._only(self._tau(self.columns[column]), names)
+
+    def _thin(self, name: str, column: int, tau: str = "") -> str:
+        """What is left of a model's difference to the base (or of `tau`), by one tensor's parameters; empty if nothing is."""
+        method, tau = self.config.method, tau or self._tau(self.columns[column])
         density = float(self._value("density", name, column))
         rescale = bool(self._value("rescale", name))
         family = method.removesuffix("_linear").removesuffix("_ties")
