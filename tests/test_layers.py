@@ -143,3 +143,27 @@ def test_a_long_sum_is_no_deep_recursion(names):
     assert isinstance(found, Checkpoint)
     tau = TaskVector(found.node.inputs[1], (names["x"] - names["base"]).base, "tau")
     assert coefficients(tau, names["x"] - names["base"])["m.embed.w"] == pytest.approx(2.0, rel=1e-4)
+
+
+def test_an_edit_of_an_edit_does_not_multiply(tmp_path, run_cli):
+    """Forty layers with a coefficient of their own, twice; the text reads back and the numbers are the same."""
+    rng = np.random.default_rng(0)
+    for name in ("base", "x", "y"):
+        table = {f"m.{i}.{k}.w": rng.normal(size=2).astype(np.float32) for i in range(40) for k in "ab"}
+        Checkpoint.of(table).save(tmp_path / name)
+    base, x, y = (Checkpoint.read(tmp_path / n, label=n) for n in ("base", "x", "y"))
+    first = base + scale_by(x - base, [0, 1])
+    for i in range(40):
+        first = first + 0.001 * i * ((y - base).restrict(f"m.{i}.b.*"))
+    tau = first - x
+    total = base
+    for i in range(40):
+        total = total + 0.01 * i * tau.rebase(base).restrict(f"m.{i}.*")
+    for i in (0, 7, 39):
+        name = f"m.{i}.b.w"
+        b, u, v = (p.array(name).astype(float) for p in (base, x, y))
+        once = b + i / 39 * (u - b) + 0.001 * i * (v - b)
+        np.testing.assert_allclose(total.array(name), b + 0.01 * i * (once - u), atol=1e-5)
+    assert total.node.written < 3_000
+    total.save(tmp_path / "out")
+    assert run_cli("verify", tmp_path / "out")[0] == 0

@@ -20,6 +20,7 @@ from ..errors import UsageError
 from .dtypes import TensorSpec, wider
 from .source import Source
 
+LONG = 300  # parts of an expression from which a restriction also leaves out what it does not need
 LARGEST = 100_000  # parts of an expression: a few lines that use each other twice would else print forever
 
 
@@ -244,7 +245,25 @@ def read(source: Source) -> Node:
 
 def restrict(node: Node, names: set[str], patterns: tuple[str, ...] = ()) -> Node:
     """The tensors named; `patterns` chose them, if patterns did."""
+    if node.written > LONG:
+        node = _relevant(node, names)
     return Node(RESTRICT, (node,), {n: s for n, s in node.spec.items() if n in names}, {"patterns": patterns})
+
+
+def _relevant(node: Node, names: set[str]) -> Node:
+    """The same values on these names, without the terms of sums that have none of them.
+
+    An edit of an edit, with coefficients of its own for each layer in both, would otherwise be the product of their sizes.
+    """
+    if node.op is COMBINE:
+        kept = [(_relevant(n, names), c) for n, c in terms(node) if not names.isdisjoint(n.spec)]
+        held = {name for n, _ in kept for name in n.spec}
+        return combine(kept, {name: s for name, s in node.spec.items() if name in held})
+    if node.op is MOVE:
+        return move(node.inputs[0], _relevant(node.inputs[1], names))
+    if node.op is DIFFERENCE:
+        return Node(DIFFERENCE, (_relevant(node.inputs[0], names), _relevant(node.inputs[1], names)), node.spec)
+    return node
 
 
 def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
