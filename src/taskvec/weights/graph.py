@@ -263,6 +263,8 @@ def _relevant(node: Node, names: set[str]) -> Node:
         return move(node.inputs[0], _relevant(node.inputs[1], names))
     if node.op is DIFFERENCE:
         return Node(DIFFERENCE, (_relevant(node.inputs[0], names), _relevant(node.inputs[1], names)), node.spec)
+    if node.op is REBASE:
+        return rebase(_relevant(node.inputs[0], names), node.inputs[1])
     return node
 
 
