@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError, NotACheckpoint, UnknownName, UsageError, nearest, some
-from .files import exists
 from .recipe import parse
 from .weights import Checkpoint, TaskVector, open_weights
 from .weights.execute import Block, blocks, bytes_per_value, in_order, summarise, whole_tensors
 from .weights.hashes import sha256
 from .weights.output import INFO, Output, checkpoint_output, side_files, sources, vector_output
 from .weights.produce import producer
-from .weights.source import Source, open_source
+from .weights.source import Source, open_source, readable
 
-RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device"}
+RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device", "beside"}
 
 SHOWN = 20  # differing tensors that a person is shown
 
@@ -116,7 +115,7 @@ def verify(
     spec = expected.spec
     problems += _changed_table(spec, found)
     if path.is_dir():
-        problems += _changed_files(path, expected)
+        problems += _changed_files(path, expected, info.get("beside", {}))
     shared = {n: s for n, s in spec.items() if found.spec.get(n) == s}
     differences, values = _compare(expected, found, list(shared), sample, threads, progress)
     share = values / max(1, sum(s.size for s in shared.values())) if shared else 1.0
@@ -148,6 +147,7 @@ def _recorded(path: Path, found: Source) -> dict[str, Any]:
             and set(info) <= RECORDED
             and isinstance(info["expression"], str)
             and isinstance(dtype, str | None)
+            and isinstance(info.get("beside", {}), dict)
         )
         sound = sound and all(
             isinstance(i["fingerprint"], str) and isinstance(i["sha256"], dict) and isinstance(i["read"], str | None)
@@ -177,7 +177,7 @@ def _open_inputs(
         inside = (
             not place.is_absolute() and ".." not in place.parts and place != Path()
         )  # what a recipe says is not trusted
-        fitting = [p for p in (path.absolute().parent / place, Path.cwd() / place) if inside and exists(p)]
+        fitting = [p for p in (path.absolute().parent / place, Path.cwd() / place) if inside and readable(p)]
         if not fitting:
             missing.append(name)
             continue
@@ -217,14 +217,24 @@ def _changed_table(spec: Mapping[str, Any], found: Source) -> list[str]:
     return said + ([f"and {len(other) - 5} more differ in shape or format"] if len(other) > 5 else [])
 
 
-def _changed_files(path: Path, expected: Output) -> list[str]:
+def _changed_files(path: Path, expected: Output, beside: Mapping[str, str]) -> list[str]:
     said = []
     for name, content in side_files(expected.node, dtype=expected.dtype).items():
         place = path / name
+        if name in beside:  # it came from elsewhere, and is known by its hash
+            continue
         if not place.is_file():
             said.append(f"{name} is missing")
         elif place.read_bytes() != content:
             said.append(f"{name} is not the one of the origin")
+    for name, digest in beside.items():
+        inside = name not in ("", ".", "..") and not any(
+            c in name for c in "/\\\0"
+        )  # what a recipe says is not trusted
+        if not inside or not (path / name).is_file():
+            said.append(f"{name} is missing")
+        elif sha256(path / name, fresh=True) != digest:
+            said.append(f"{name} is not the recorded one")
     return said
 
 

@@ -148,6 +148,7 @@ def _measured(path: Path) -> dict[str, Any]:
 @click.option("--dtype", help="Number format of the output, for example bfloat16; else each tensor keeps its own.")
 @click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
 @click.option("--allow-nonfinite", is_flag=True, help="Copy untouched tensors even if they hold NaN or infinity.")
+@click.option("--no-card", is_flag=True, help="Write no model card (README.md) into the folder.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, like `taskvec explain`, and do nothing.")
 @_overwrite
 @_threads
@@ -155,7 +156,7 @@ def _measured(path: Path) -> dict[str, Any]:
 @_json
 def edit(
     edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
-    allow_nonfinite: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
+    allow_nonfinite: bool, no_card: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute an edited checkpoint (or task vector) and write it.
 
@@ -169,6 +170,10 @@ def edit(
       restrict(v, '*.attn.*')       only these names; '~*.bias' excludes, a list combines
       shared(ft, base)              only what both have, under the base's names
       rebase(v, base)               use a vector with another base than its own
+      scale_by(v, {'*.mlp.*': 0.5}) coefficients by name, or a list over the layers
+      stack([a, 0, 8], [b, 4, 12])  blocks of several checkpoints on top of each other
+
+    A YAML file is a recipe or a mergekit config, which runs as it is.
     """
     from ..weights import Checkpoint, kinship_notes
     from ..weights.device import device as check_device
@@ -180,7 +185,7 @@ def edit(
             edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
         )  # fmt: skip
         return _show_explanation(facts, as_json)
-    recipe, value = _value(edit, lets)
+    recipe, value, beside = _value(edit, lets)
     dtype = dtype or recipe.dtype
     if dtype:
         parse_dtype(dtype)
@@ -200,7 +205,10 @@ def edit(
         if isinstance(value, Checkpoint):
             size = None if shard_size is None else _bytes(shard_size)
             allow = "allow" if allow_nonfinite else "error"
-            value.save(out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, **how)
+            value.save(
+                out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, beside=beside,
+                card=not no_card, **how,
+            )  # fmt: skip
         else:
             value.save(out, progress=step, **how)
     facts = value.explain(dtype=dtype)
@@ -248,14 +256,14 @@ def _planned(
     from ..weights.plan import planned_output
 
     mistakes: list[TaskvecError] = []
-    size = recipe = value = facts = None
+    size = recipe = value = facts = account = None
     with collecting(mistakes):
         size = None if shard_size is None else _bytes(shard_size)
     with collecting(mistakes):
         if _is_weights(edit, lets):
             value = open_weights(edit)
         else:
-            recipe = _recipe(edit, lets)
+            recipe, _, account = _recipe(edit, lets)
             dtype = dtype or recipe.dtype
             value = recipe.build()
     if value is None:
@@ -266,7 +274,7 @@ def _planned(
     for name in recipe.unused() if recipe else ():
         note(f"{name} is named but not used.")
     raise_all(mistakes)
-    return facts
+    return facts if account is None or facts is None else replace(facts, recipe=account)
 
 
 def _is_weights(edit: str, lets: tuple[str, ...]) -> bool:
@@ -282,6 +290,47 @@ def _show_explanation(facts: Any, as_json: bool) -> None:
         print_json("explain", facts.as_dict())
     else:
         print(facts)
+
+
+@cli.command("extract-lora", short_help="Write a fine-tuned model's task vector as a LoRA adapter.")
+@click.argument("base", type=click.Path(path_type=Path))
+@click.argument("finetuned", type=click.Path(path_type=Path))
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The adapter's folder.")
+@click.option("--rank", type=click.IntRange(1), help="Rank of every matrix.")
+@click.option("--error", type=float, help="Instead: the relative error that every matrix keeps to, for example 0.05.")
+@click.option("--only-matrices", is_flag=True, help="Leave out biases and norms, which an adapter cannot hold.")
+@click.option("--task-type", help="For the adapter's config, for example CAUSAL_LM.")
+@_shared
+@_overwrite
+@_json
+def extract_lora(
+    base: Path, finetuned: Path, out: Path, rank: int | None, error: float | None, only_matrices: bool,
+    task_type: str | None, shared: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Write FINETUNED - BASE as a LoRA adapter in PEFT's format, each matrix at a rank or to an error.
+
+    \b
+    taskvec extract-lora llama/ ft/cars/ -o cars-lora/ --rank 16
+    """
+    from ..interop import write_adapter
+    from ..weights import Checkpoint
+
+    if (rank is None) == (error is None):
+        raise UsageError("extract-lora takes --rank or --error.")
+    start = Checkpoint.read(base)
+    tuned = Checkpoint.read(finetuned, label=_distinct(finetuned.stem or str(finetuned), start.label))
+    vector = (tuned.shared(start) if shared else tuned) - start
+    said = write_adapter(
+        vector, out, rank=rank, error=error, only_matrices=only_matrices, task_type=task_type, overwrite=overwrite
+    )  # fmt: skip
+    if as_json:
+        print_json("extract-lora", said.as_dict())
+        return
+    width = max(len(m.name) for m in said.modules)
+    print(f"{'matrix':<{width}}  {'rank':>5}  {'error':>8}")
+    for m in said.modules:
+        print(f"{plain(m.name):<{width}}  {m.rank:>5}  {m.error:>8.3g}")
+    print(plain(said))
 
 
 @cli.command(short_help="Norms, cosines and signs of task vectors.")
@@ -423,7 +472,7 @@ def methods(name: str | None, as_json: bool) -> None:
         for n, doc in table.items():
             print(f"{n:<{width}}  {doc.splitlines()[0]}")
         print(
-            "\n`taskvec methods NAME` explains one: equation, hyper-parameters, source, example, variants. Beside methods, expressions know restrict, shared and rebase: see `taskvec edit --help`."
+            "\n`taskvec methods NAME` explains one: equation, hyper-parameters, source, example, variants. Beside methods, expressions know restrict, shared, rebase, scale_by, as_vector and stack: see `taskvec edit --help`."
         )
 
 
@@ -463,28 +512,35 @@ def report(results: Path, out: Path, title: str | None, every: bool, as_json: bo
         print(f"{plain(out)}: {len(found)} results")
 
 
-def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any]:
-    """The recipe and its lazy value, from an expression or a YAML file."""
-    recipe = _recipe(edit, lets)
+def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any, Any]:
+    """The recipe, its lazy value, and files that go beside it, from an expression or a YAML file."""
+    recipe, beside, _ = _recipe(edit, lets)
     value = recipe.build()
     for name in recipe.unused():
         note(f"{name} is named but not used.")
-    return recipe, value
+    return recipe, value, beside
 
 
-def _recipe(edit: str, lets: tuple[str, ...]) -> Any:
+def _recipe(edit: str, lets: tuple[str, ...]) -> tuple[Any, dict[str, bytes], str | None]:
+    """The recipe of an expression or a YAML file; for a mergekit config files that go beside, and the recipe it becomes."""
     from ..recipe import Recipe, load
 
     read = _lets(lets)
     if not edit.endswith((".yaml", ".yml")):
-        return Recipe(edit, read)
-    recipe = load(edit)
+        return Recipe(edit, read), {}, None
+    from ..interop import recognises, translate
+
+    translation = translate(edit) if recognises(edit) else None
+    recipe = translation.recipe if translation else load(edit)
+    for text in translation.notes if translation else ():
+        note(text)
     mistakes: list[TaskvecError] = [
         UnknownName(f"--let {name}: {edit} has no input of that name; it has {', '.join(recipe.read)}.")
         for name in sorted(set(read) - set(recipe.read))
     ]
     raise_all(mistakes)
-    return Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256)
+    beside, account = (dict(translation.beside), str(translation)) if translation else ({}, None)
+    return Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256), beside, account
 
 
 def _lets(lets: tuple[str, ...]) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from ..weights import open_weights
 from ..weights.hashes import sha256
 from .expression import FUNCTIONS, LONGEST, Broken, Value, parse, parse_into
 
-__all__ = ["FUNCTIONS", "LONGEST", "Recipe", "check_name", "load", "parse"]
+__all__ = ["FUNCTIONS", "LONGEST", "Recipe", "check_name", "documents", "load", "parse"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,14 @@ def _check_hash(name: str, path: Path, expected: str) -> None:
 
 
 def _yaml(path: Path) -> dict[Any, Any]:
-    """A YAML mapping, strictly: no tags, no aliases, no key twice."""
+    tables = documents(path)
+    if len(tables) != 1:
+        raise UsageError(f"{path} is not a recipe: it holds {len(tables)} documents, expected one.")
+    return tables[0]
+
+
+def documents(path: Path) -> list[dict[Any, Any]]:
+    """The mappings of a YAML file, strictly: no tags, no aliases, no key twice."""
     import yaml
 
     class Strict(yaml.SafeLoader):
@@ -195,15 +202,16 @@ def _yaml(path: Path) -> dict[Any, Any]:
 
     try:
         with path.open(encoding="utf-8") as f:
-            table = yaml.load(f, Strict)
+            tables = [t for t in yaml.load_all(f, Strict) if t is not None]
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}.") from error
     except (yaml.YAMLError, RecursionError, ValueError, TypeError, AttributeError) as error:
         # The last three come from values such as 2001-99-99 or `!!int x`, which PyYAML converts without looking.
         said = " ".join(str(error).split()) if not isinstance(error, RecursionError) else "nested too deeply"
         raise UsageError(f"{path} is not a recipe: {said}.") from None
-    if not isinstance(table, dict):
-        raise UsageError(
-            f"{path} is not a recipe: expected a table with recipe, let and output, got {type(table).__name__}."
-        )
-    return table
+    for table in tables or [None]:
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"{path} is not a recipe: expected a table with recipe, let and output, got {type(table).__name__}."
+            )
+    return tables

@@ -15,13 +15,17 @@ from typing import Any
 from ..errors import NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
 from ..methods import METHODS
 from ..select import matching
-from ..weights import Checkpoint, TaskVector
+from ..weights import Checkpoint, TaskVector, as_vector, scale_by, stack
 from ..weights.graph import combine
 from ..weights.lineage import Base
 
 Value = Checkpoint | TaskVector
-LONGEST = 20_000  # characters of one expression
-FUNCTIONS = ("restrict", "shared", "rebase")
+LONGEST = 200_000  # characters of one expression; hyper-parameters of their own for every tensor take a good part of it
+FUNCTIONS = ("restrict", "shared", "rebase", "scale_by", "as_vector", "stack")
+EXAMPLES = {
+    "restrict": "restrict(v, '*.attn.*')", "shared": "shared(tuned, base)", "rebase": "rebase(v, base)",
+    "scale_by": "scale_by(v, {'*.mlp.*': 0.5})", "as_vector": "as_vector(a, base)", "stack": "stack([a, 0, 8], [b, 4, 12])",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,14 @@ def _value(node: ast.expr, scope: _Scope) -> Any:
             return value if isinstance(value, Broken) else -value
         case ast.UnaryOp(op=ast.UAdd(), operand=inner):
             return _build(inner, scope)
-        case ast.BinOp(left=left, op=op, right=right):
-            return _binary(op, _build(left, scope), _build(right, scope), node, scope)
+        case ast.BinOp():
+            chain = [node]  # a long sum is a deep tree: its left side is walked, not recursed into
+            while isinstance(chain[-1].left, ast.BinOp):
+                chain.append(chain[-1].left)
+            value = _build(chain[-1].left, scope)
+            for part in reversed(chain):
+                value = _binary(part.op, value, _build(part.right, scope), part, scope)
+            return value
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
             return _call(name, args, keywords, scope)
     match node:
@@ -291,10 +301,18 @@ def _whole(node: ast.expr, number: float, method: str, word: str) -> int:
 
 
 def _function(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
+    if name == "stack":
+        return _stack(args, keywords, scope)
     if len(args) != 2 or keywords:
-        example = {"restrict": "restrict(v, '*.attn.*')", "shared": "shared(tuned, base)", "rebase": "rebase(v, base)"}
-        raise UsageError(f"{name} takes two arguments: {example[name]}.")
+        raise UsageError(f"{name} takes two arguments: {EXAMPLES[name]}.")
     first = _build(args[0], scope)
+    if name == "scale_by":
+        table = _amounts(args[1], scope)
+        if isinstance(first, (Checkpoint, float)):
+            scope.wrong(
+                NotLinear(f"scale_by: {scope.said(args[0])!r} is no task vector; only those have coefficients.")
+            )
+        return scale_by(first, table) if isinstance(first, TaskVector) and table is not None else Broken()
     patterns = _patterns(args[1], scope) if name == "restrict" else []
     base = _build(args[1], scope) if name != "restrict" else None
     if not isinstance(first, (Checkpoint, TaskVector, Broken)):
@@ -304,9 +322,56 @@ def _function(name: str, args: list[ast.expr], keywords: list[ast.keyword], scop
         return Broken()
     if name == "restrict":
         return first.restrict(matching(*patterns)) if patterns else Broken()
-    if not isinstance(base, Checkpoint) or (name == "rebase" and isinstance(first, Checkpoint)):
-        raise NotLinear(f"{name} takes a {'vector' if name == 'rebase' else 'checkpoint or vector'} and a checkpoint.")
+    kind = {"rebase": TaskVector, "as_vector": Checkpoint}.get(name, (Checkpoint, TaskVector))
+    if not isinstance(base, Checkpoint) or not isinstance(first, kind):
+        what = {"rebase": "vector", "as_vector": "checkpoint"}.get(name, "checkpoint or vector")
+        raise NotLinear(f"{name} takes a {what} and a checkpoint.")
+    if isinstance(first, Checkpoint) and name == "as_vector":
+        return as_vector(first, base)
     return first.shared(base) if name == "shared" else first.rebase(base)  # type: ignore[union-attr]
+
+
+def _stack(args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
+    """``stack([a, 0, 8], [b, 4, 12])``"""
+    pieces: list[tuple[Checkpoint, int, int]] = []
+    for arg in args:
+        parts = [_build(e, scope) for e in arg.elts] if isinstance(arg, (ast.List, ast.Tuple)) else []
+        match parts:
+            case [Checkpoint() as point, float() as first, float() as last] if first.is_integer() and last.is_integer():
+                pieces.append((point, int(first), int(last)))
+            case _ if not any(isinstance(p, Broken) for p in parts):
+                scope.wrong(
+                    UsageError(f"stack takes [checkpoint, first block, past the last block]: {EXAMPLES['stack']}.")
+                )
+    if keywords:
+        scope.wrong(UsageError(f"stack takes no hyper-parameters: {EXAMPLES['stack']}."))
+    return stack(*pieces) if len(pieces) == len(args) and not keywords else Broken()
+
+
+def _amounts(node: ast.expr, scope: _Scope) -> Any:
+    """A coefficient, a list of them, or a table of patterns to either; None if it is none of these."""
+    match node:
+        case ast.Dict(keys=keys, values=values):
+            names = [k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
+            amounts = [_amounts(v, scope) for v in values if not isinstance(v, ast.Dict)]
+            if len(names) == len(set(names)) == len(amounts) == len(keys):
+                return None if None in amounts else dict(zip(names, amounts, strict=True))
+        case ast.List(elts=parts) | ast.Tuple(elts=parts):
+            found = [_build(e, replace(scope, names={})) for e in parts]
+            if all(isinstance(v, float) for v in found):
+                return found
+        case ast.Constant(value=str()):
+            pass
+        case _:
+            value = _build(node, replace(scope, names={}))
+            if isinstance(value, float):
+                return value
+            if isinstance(value, Broken):
+                return None
+    scope.wrong(
+        UsageError(f"scale_by takes a number, a list over layers, or a table of patterns: {EXAMPLES['scale_by']}.")
+    )
+    return None
 
 
 def _patterns(node: ast.expr, scope: _Scope) -> list[str]:

@@ -7,6 +7,7 @@ from .algebra import Checkpoint, TaskVector, lift, named, open_weights
 from .compare import Comparison, compare, kinship_notes, relative_distance
 from .dtypes import TensorSpec
 from .graph import Op
+from .layers import as_vector, scale_by, stack
 from .plan import explain
 from .text import Explanation
 
@@ -17,6 +18,7 @@ __all__ = [
     "Op",
     "TaskVector",
     "TensorSpec",
+    "as_vector",
     "compare",
     "explain",
     "kinship_notes",
@@ -24,4 +26,6 @@ __all__ = [
     "named",
     "open_weights",
     "relative_distance",
+    "scale_by",
+    "stack",
 ]

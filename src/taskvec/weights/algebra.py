@@ -218,6 +218,7 @@ class Checkpoint(_Tensors):
         self, path: str | Path, *, dtype: str | None = None, overwrite: bool = False, shard_size: int | None = None,
         on_nonfinite: Literal["error", "allow"] = "error", threads: int | None = None,
         device: str | None = None, progress: Callable[[int], None] | None = None,
+        beside: Mapping[str, bytes] | None = None, card: bool = False,
     ) -> Path:  # fmt: skip
         """Write the checkpoint; ``*.safetensors`` is one file, anything else a folder that loads as its origin did.
 
@@ -230,6 +231,8 @@ class Checkpoint(_Tensors):
             device: where: ``cpu``, or ``cuda`` or ``cuda:N`` through torch. Element by element the bits are the same;
                 passes over all tensors (norms, cuts) stay on the CPU.
             progress: called with the bytes read since the last call.
+            beside: further files of a folder, name -> content, instead of the origin's of that name (another tokenizer).
+            card: write a model card (README.md) into the folder; one that is there and not ours is kept.
         Raises:
             StorageError: the output exists, another run writes it, or the disk is too small or fails. The path is then
                 as it was; what was finished is kept beside it where the same call can continue from it.
@@ -239,7 +242,14 @@ class Checkpoint(_Tensors):
         from .write import write
 
         output = checkpoint_output(
-            self, Path(path), dtype=dtype, shard_size=shard_size, on_nonfinite=on_nonfinite, device=device
+            self,
+            Path(path),
+            dtype=dtype,
+            shard_size=shard_size,
+            on_nonfinite=on_nonfinite,
+            device=device,
+            beside=beside,
+            card=card,
         )
         return write(output, overwrite=overwrite, threads=threads, progress=progress)
 
@@ -290,7 +300,8 @@ class TaskVector(_Tensors):
 
     @classmethod
     def read(cls, path: str | Path, *, label: str | None = None) -> TaskVector:
-        """Open a task vector file written by `save` (or any safetensors file of differences). Reads headers only."""
+        """Open a task vector: a file written by `save` (or any safetensors file of differences), or the folder of a LoRA
+        adapter. Reads headers only."""
         return _vector(open_source(path, label))
 
     def __add__(self, other: TaskVector) -> Any:
@@ -417,7 +428,7 @@ def open_weights(path: str | Path, *, label: str | None = None) -> Checkpoint | 
 
 
 def _point(source: Source) -> Checkpoint:
-    return Checkpoint(graph.read(source), source.label)
+    return Checkpoint(graph.read(source), source.label, source.metadata.get(PARTIAL_KEY) == "true")
 
 
 def _vector(source: Source) -> TaskVector:

@@ -79,11 +79,16 @@ def one_pass(group: list[Node]) -> Pass:
         seen.add(n.key)
         if n.op is graph.RENAME:  # counted under either name
             old.update(o for new, o in n.params["old"].items() if new in wanted)
+        if n.op is graph.STACK:
+            old.update(o for new, (_, o) in n.params["old"].items() if new in wanted)
         if n.op is graph.READ:
             count["read_byte"] += sum(s.nbytes for name, s in n.spec.items() if name in wanted or name in old)
             count["read"] += values(n.spec)
-        elif n.op in (graph.RESTRICT, graph.RENAME, graph.REBASE):
+        elif n.op in (graph.RESTRICT, graph.RENAME, graph.REBASE, graph.AS_VECTOR):
             visit(n.inputs[0])
+        elif n.op is graph.STACK:
+            for m in n.inputs:
+                visit(m)
         else:
             for m in n.inputs:
                 visit(m)

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import NonFinite
 from .device import CPU, Device
 from .dtypes import DTYPES, all_finite, widen
-from .graph import COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, Node, reads, walk
+from .graph import AS_VECTOR, COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node, reads, walk
 
 BLOCK = 1 << 18  # values; half a megabyte of bfloat16 a stream stays in cache
 Values = Mapping[str, Any]  # summary key -> value (or {name: value} where the summary is per tensor)
@@ -94,7 +94,10 @@ def _compute(node: Node, block: Block, frame: _Frame) -> Any:
         return frame.device.up(_read(node, block))
     if node.op is RENAME:
         return _evaluate(node.inputs[0], Block(node.params["old"][block.name], block.start, block.stop), frame)
-    if node.op in (RESTRICT, REBASE):
+    if node.op is STACK:
+        i, old = node.params["old"][block.name]
+        return _evaluate(node.inputs[i], Block(old, block.start, block.stop), frame)
+    if node.op in (RESTRICT, REBASE, AS_VECTOR):
         return _evaluate(node.inputs[0], block, frame)
     if node.op.works_on == "tensor":
         return _whole(node, block, frame)

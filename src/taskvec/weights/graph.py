@@ -20,6 +20,7 @@ from ..errors import UsageError
 from .dtypes import TensorSpec, wider
 from .source import Source
 
+LONG = 300  # parts of an expression from which a restriction also leaves out what it does not need
 LARGEST = 100_000  # parts of an expression: a few lines that use each other twice would else print forever
 
 
@@ -103,8 +104,11 @@ class Node:
     def _digest_of(self, name: str) -> str:
         if name not in self.spec:
             return ""
-        if self.op in (RESTRICT, REBASE):
+        if self.op in (RESTRICT, REBASE, AS_VECTOR):
             return self.inputs[0].digest_of(name)
+        if self.op is STACK:
+            i, old = self.params["old"][name]
+            return self.inputs[i].digest_of(old)
         if self.op is RENAME:
             return self.inputs[0].digest_of(self.params["old"][name])
 
@@ -124,7 +128,8 @@ class Node:
             return h.hexdigest()
         inputs = [of_node(node) for node in self.inputs]
         params = dict(self.params)
-        params.pop("patterns", None)  # how names were chosen; the names themselves count
+        for said in ("patterns", "pieces"):  # how names were chosen; the names themselves count
+            params.pop(said, None)
         if self.op is COMBINE:  # the order of summands means nothing
             inputs = sorted(f"{c!r}*{n}" for n, c in zip(inputs, params.pop("coefficients"), strict=True))
         elif self.op.symmetric:
@@ -155,7 +160,7 @@ def reads(node: Node) -> list[Node]:
             (n.expansion,)
             if n.expansion is not None
             else n.inputs[:1]
-            if n.op in (RESTRICT, RENAME, REBASE)
+            if n.op in (RESTRICT, RENAME, REBASE, AS_VECTOR)
             else n.inputs
         )
         for m in below:
@@ -225,6 +230,10 @@ REBASE = Op("rebase", _structural)  # the same values, declared to be a displace
 RENAME = Op(
     "shared", _structural
 )  # the same values under the names of inputs[1]; params["old"] maps those to inputs[0]'s
+AS_VECTOR = Op(
+    "as_vector", _structural
+)  # a point's values, declared to be a displacement from zero, to be added to inputs[1]
+STACK = Op("stack", _structural, "point")  # layers of several points; params["old"] maps names to (input, its name)
 DIFFERENCE = Op("difference", _difference, "vector", entry=lambda values: values[0] - values[1])
 COMBINE = Op("combine", _combine, "vector", entry=_combine_entry)
 MOVE = Op("move", _move, "point", entry=lambda values: values[0] + values[1])
@@ -236,7 +245,27 @@ def read(source: Source) -> Node:
 
 def restrict(node: Node, names: set[str], patterns: tuple[str, ...] = ()) -> Node:
     """The tensors named; `patterns` chose them, if patterns did."""
+    if node.written > LONG:
+        node = _relevant(node, names)
     return Node(RESTRICT, (node,), {n: s for n, s in node.spec.items() if n in names}, {"patterns": patterns})
+
+
+def _relevant(node: Node, names: set[str]) -> Node:
+    """The same values on these names, without the terms of sums that have none of them.
+
+    An edit of an edit, with coefficients of its own for each layer in both, would otherwise be the product of their sizes.
+    """
+    if node.op is COMBINE:
+        kept = [(_relevant(n, names), c) for n, c in terms(node) if not names.isdisjoint(n.spec)]
+        held = {name for n, _ in kept for name in n.spec}
+        return combine(kept, {name: s for name, s in node.spec.items() if name in held})
+    if node.op is MOVE:
+        return move(node.inputs[0], _relevant(node.inputs[1], names))
+    if node.op is DIFFERENCE:
+        return Node(DIFFERENCE, (_relevant(node.inputs[0], names), _relevant(node.inputs[1], names)), node.spec)
+    if node.op is REBASE:
+        return rebase(_relevant(node.inputs[0], names), node.inputs[1])
+    return node
 
 
 def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
@@ -246,6 +275,16 @@ def rename(node: Node, old: Mapping[str, str], like: Node) -> Node:
 
 def rebase(node: Node, base: Node) -> Node:
     return Node(REBASE, (node, base), node.spec)
+
+
+def as_vector(point: Node, base: Node) -> Node:
+    return Node(AS_VECTOR, (point, base), {n: s for n, s in point.spec.items() if s.is_float})
+
+
+def stack(points: list[Node], old: Mapping[str, tuple[int, str]], pieces: tuple[tuple[int, int, int], ...]) -> Node:
+    """A point of the names in `old`, each a tensor of one of `points`; `pieces` says it as (point, first, past the last)."""
+    spec = {new: points[i].spec[name] for new, (i, name) in old.items()}
+    return Node(STACK, tuple(points), spec, {"old": dict(old), "pieces": pieces})
 
 
 def difference(a: Node, b: Node) -> Node:
@@ -303,6 +342,9 @@ def untouched(node: Node, name: str) -> tuple[Source, str] | None:
             return node.source, name
         if node.op is RENAME:
             node, name = node.inputs[0], node.params["old"][name]
+        elif node.op is STACK:
+            i, name = node.params["old"][name]
+            node = node.inputs[i]
         elif node.op is RESTRICT or (node.op is MOVE and name not in node.inputs[1].spec):
             node = node.inputs[0]
         else:

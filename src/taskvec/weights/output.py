@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -37,6 +38,9 @@ SIDE_FILES = (
 )  # fmt: skip
 
 
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
+
+
 @dataclass(frozen=True)
 class Output:
     """What an output will be, known before any of it is computed.
@@ -51,6 +55,7 @@ class Output:
         strict: refuse NaN and infinity also in tensors that are only copied.
         device: where it is computed.
         beside: further files of a folder, name -> content; they stand in for the origin's of that name.
+        card: write a model card (README.md) into the folder, unless one that is not ours is there.
     """
 
     path: Path
@@ -62,6 +67,7 @@ class Output:
     strict: bool = True
     device: Device = CPU
     beside: Mapping[str, bytes] = field(default_factory=dict)
+    card: bool = False
 
     @property
     def single(self) -> bool:
@@ -78,6 +84,7 @@ class Output:
 def checkpoint_output(
     point: Checkpoint, path: Path, *, dtype: str | None = None, shard_size: int | None = None,
     on_nonfinite: Literal["error", "allow"] = "error", device: str | None = None,
+    beside: Mapping[str, bytes] | None = None, card: bool = False,
 ) -> Output:  # fmt: skip
     """The output that `Checkpoint.save` would write.
 
@@ -95,7 +102,8 @@ def checkpoint_output(
         if path.suffix == ".safetensors"
         else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
     )
-    return Output(path, point.node, files, {"format": "pt"}, True, target, on_nonfinite == "error", named(device))
+    strict = on_nonfinite == "error"
+    return Output(path, point.node, files, {"format": "pt"}, True, target, strict, named(device), beside or {}, card)
 
 
 def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) -> Output:
@@ -188,12 +196,33 @@ def sources(node: Node) -> list[Source]:
 
 def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
     """Config, tokenizer and the like, from the folder of the origin, as the output will hold them."""
-    origin = root(node)
+    origin = stacked = root(node)
+    while origin.op is graph.STACK:
+        origin = root(origin.inputs[0])
     folder = origin.source.folder if origin.source is not None else None
     found = {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
+    if stacked is not origin and "config.json" in found:
+        found["config.json"] = _tell_layers(found["config.json"], stacked)
     if dtype and "config.json" in found:
         found["config.json"] = _tell_dtype(found["config.json"], dtype)
     return found
+
+
+def _tell_layers(config: bytes, stacked: Node) -> bytes:
+    """Put the number of layers into a copied config, and into its lists with an entry for each layer."""
+    try:
+        table = json.loads(config)
+    except (ValueError, RecursionError):
+        return config
+    key = next((k for k in LAYER_KEYS if isinstance(table, dict) and isinstance(table.get(k), int)), None)
+    if key is None:
+        return config
+    pieces = [(first, last) for _, first, last in stacked.params["pieces"]]
+    for name, value in table.items():
+        if name == "layer_types" and isinstance(value, list) and len(value) == table[key]:
+            table[name] = [v for first, last in pieces for v in value[first:last]]
+    table[key] = sum(last - first for first, last in pieces)
+    return (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _tell_dtype(config: bytes, dtype: str) -> bytes:
@@ -230,6 +259,8 @@ def recipe_of(output: Output, hashes: Mapping[Path, str]) -> dict[str, Any]:
         info["on_nonfinite"] = "allow"
     if output.device is not CPU:
         info["device"] = output.device.name
+    if output.beside and not output.single:
+        info["beside"] = {n: hashlib.sha256(content).hexdigest() for n, content in output.beside.items()}
     return info
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .execute import ABSENT_IS_NONE, ordered
-from .graph import MOVE, READ, REBASE, RENAME, RESTRICT, Node
+from .graph import AS_VECTOR, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node
 from .summaries import KTH_MAGNITUDE, MAGNITUDE_BIN
 
 HISTOGRAMS = (MAGNITUDE_BIN, KTH_MAGNITUDE)  # their counts are gathered over the whole model
@@ -57,7 +57,10 @@ def sketch(roots: Sequence[Node], name: str) -> Sketch:
             return add("leaf", out.leaves, (node, name))
         if node.op is RENAME:
             return visit(node.inputs[0], node.params["old"][name])
-        if node.op in (RESTRICT, REBASE):
+        if node.op is STACK:
+            i, old = node.params["old"][name]
+            return visit(node.inputs[i], old)
+        if node.op in (RESTRICT, REBASE, AS_VECTOR):
             return visit(node.inputs[0], name)
         if node.op.entry is None or node.op.works_on == "tensor":
             raise Unfit

@@ -164,7 +164,7 @@ def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
 
 
 def open_source(path: str | Path, label: str | None = None) -> Source:
-    """Open a safetensors file, a folder (one file or shards with an index), or a ``.pt``/``.bin``; headers only.
+    """Open a safetensors file, a folder (one file or shards, or a LoRA adapter), or a ``.pt``/``.bin``; headers only.
 
     Raises:
         InputError: the path does not exist or holds no weights.
@@ -173,6 +173,11 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     path = Path(path)
     # File names need not be text; labels go into headers, which must be.
     label = (label or path.stem or str(path)).encode("utf-8", "replace").decode()
+    from .adapter import is_adapter, part_of  # which sees this module
+
+    folder, part = part_of(path)
+    if part or (path.is_dir() and is_adapter(path)):
+        return _open_adapter(folder, label, part)
     if not exists(path):
         raise InputError(f"{path} does not exist.{_near(path)}")
     if path.is_dir():
@@ -190,12 +195,29 @@ def _near(path: Path) -> str:
     return f" Did you mean {path.parent / match[0]}?" if match else ""
 
 
+def _open_adapter(folder: Path, label: str, part: str) -> Source:
+    from .adapter import WEIGHTS, open_adapter, read_config
+
+    read_config(folder)  # of which kind it is decides before what is in it
+    path = next((folder / name for name in WEIGHTS if exists(folder / name)), None)
+    if path is None:
+        raise NotACheckpoint(f"{folder} is an adapter without weights: expected {' or '.join(WEIGHTS)}.")
+    inner = (
+        FileSource([SafetensorsFile(path, str(path))], label, folder)
+        if path.suffix == ".safetensors"
+        else _open_pickles({path: None}, label, folder, [])
+    )
+    return open_adapter(folder, inner, label, part)
+
+
+def readable(path: Path) -> bool:
+    """Whether there is something to open: a file, a folder, or a part of an adapter."""
+    from .adapter import part_of
+
+    return exists(path) or bool(part_of(path)[1])
+
+
 def _open_folder(folder: Path, label: str) -> Source:
-    if (folder / "adapter_config.json").exists():
-        raise NotACheckpoint(
-            f"{folder} is a PEFT adapter, whose tensors are factors and not weights. Merge it into its base first "
-            "(merge_and_unload in peft), and name the merged folder."
-        )
     mistakes: list[TaskvecError] = []
     for suffix, single in ((".safetensors", "model.safetensors"), (".bin", "pytorch_model.bin")):
         indexes = sorted(folder.glob(f"*{suffix}.index.json"))

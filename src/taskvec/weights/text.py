@@ -57,6 +57,11 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
             return f"restrict({text(n.inputs[0])}, {(chosen[0] if len(chosen) == 1 else chosen)!r})"
         if n.op is graph.REBASE:
             return f"rebase({text(n.inputs[0])}, {text(n.inputs[1])})"
+        if n.op is graph.AS_VECTOR:
+            return f"as_vector({text(n.inputs[0])}, {text(n.inputs[1])})"
+        if n.op is graph.STACK:
+            pieces = (f"[{text(n.inputs[i])}, {first}, {last}]" for i, first, last in n.params["pieces"])
+            return f"stack({', '.join(pieces)})"
         if n.op is graph.RENAME:
             return f"shared({text(n.inputs[0])}, {text(n.inputs[1])})"
         inner = ", ".join(text(i) for i in n.inputs)
@@ -175,6 +180,7 @@ class Explanation:
     threads: int = 1
     seconds: float = 0.0  # an estimate, with the inputs in memory and their hashes known
     seconds_first: float = 0.0  # an estimate, the first time and from a disk that reads 1 GB/s
+    recipe: str = ""  # the recipe that a config of another tool becomes
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -207,6 +213,8 @@ class Explanation:
             f"from a disk that reads 1 GB/s ({self.threads} thread{'s' if self.threads > 1 else ''})"
         )
         lines.extend(f"note\n  {n}" for n in self.notes)
+        if self.recipe:
+            lines.append("as a recipe\n  " + self.recipe.replace("\n", "\n  "))
         return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from .. import __version__
 from ..errors import InputError
 from . import graph
+from .card import CARD, MARK, model_card
 from .dtypes import TensorSpec
 from .execute import Block, blocks, bytes_per_value, in_order, summarise, whole_tensors
 from .graph import Node
@@ -68,11 +69,24 @@ def write(
         else:
             if len(output.files) > 1:
                 _write_index(work.out, output.files, output.spec)
-            for name, content in {**side_files(output.node, dtype=output.dtype), **output.beside}.items():
+            beside = {**side_files(output.node, dtype=output.dtype), **output.beside}
+            for name, content in beside.items():
                 (work.out / name).parent.mkdir(exist_ok=True)
                 (work.out / name).write_bytes(content)
+            _write_card(output, work.out, info, beside)
             (work.out / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     return output.path
+
+
+def _write_card(output: Output, out: Path, info: Mapping[str, Any], beside: Mapping[str, bytes]) -> None:
+    """The model card; one that someone wrote into the folder that is replaced is kept."""
+    old = output.path / CARD
+    kept = old.read_text(encoding="utf-8", errors="replace") if old.is_file() else MARK
+    if MARK not in kept:
+        (out / CARD).write_bytes(old.read_bytes())
+    elif output.card:
+        text = model_card(output.path.name, output.node, info, beside, beside.get("config.json"))
+        (out / CARD).write_text(text, encoding="utf-8")
 
 
 def _plan(output: Output) -> str | None:
@@ -83,7 +97,7 @@ def _plan(output: Output) -> str | None:
     layouts = [(file, [(n, str(s)) for n, s in held.items()]) for file, held in output.files.items()]
     said = [
         __version__, output.node.digest, layouts, sorted(output.metadata.items()), output.point, output.strict,
-        output.device.name, output.device.block, sorted(output.beside.items()),
+        output.device.name, output.device.block, sorted(output.beside.items()), output.card,
         [(size, changed) for source in inputs for _, size, changed in _stats(source.files)],
     ]  # fmt: skip
     return hashlib.blake2b(repr(said).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,421 @@
+"""One document of a mergekit config as an expression: its models as columns of equal names, its parameters by tensor."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, UsageError, nearest, some
+from ..files import exists
+from ..methods import METHODS as OURS
+from ..recipe import FUNCTIONS, parse
+from ..weights import Checkpoint, TaskVector, graph, open_weights
+from ..weights.layers import BEFORE, depths, layer, patterns
+from ..weights.names import floats
+from ..weights.source import readable
+from .mergekit import METHODS, Config, Input, Settings, filters, value_for
+
+
+@dataclass
+class Names:
+    """The models of a config by the names they get in the recipe."""
+
+    folder: Path
+    read: dict[str, Path] = field(default_factory=dict)
+    define: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Checkpoint | TaskVector] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)  # what the config calls a model -> its name here
+
+    def new(self, like: str) -> str:
+        word = re.sub(r"\W+", "_", like).strip("_") or "model"
+        word = f"_{word}" if word[0].isdecimal() else word
+        unique, i = word, 2
+        while unique in self.read or unique in self.define or unique in OURS or unique in FUNCTIONS:
+            unique, i = f"{word}_{i}", i + 1
+        return unique
+
+    def give(self, like: str, text: str) -> str:
+        """A new name for an expression; an equal one keeps its name."""
+        for name, known in self.define.items():
+            if known == text:
+                return name
+        name = self.new(like)
+        value = parse(text, self.values)
+        self.values[name], self.define[name] = replace(value, label=name), text
+        return name
+
+    def of(self, model: str) -> str:
+        """The name of a model that a config mentions: a folder, or ``folder+adapter``."""
+        if model not in self.said:
+            plain, plus, adapter = model.partition("+")
+            if plus and not exists(self.folder / model):
+                base, low = self.of(plain), self._open(adapter, TaskVector)
+                self.said[model] = self.give(f"{base}_{low}", f"{base} + {low}")
+            else:
+                self.said[model] = self._open(model, Checkpoint)
+        return self.said[model]
+
+    def _open(self, model: str, kind: type) -> str:
+        places = [self.folder / model, Path(model)]
+        place = next((p for p in places if readable(p)), None)
+        if place is None:
+            near = nearest(Path(model).name, [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else [])
+            raise InputError(
+                f"the config names the model {model!r}, and there is no such folder beside the config or here.{near} "
+                "Models of the hub are not fetched: download it, and put its folder there."
+            )
+        name = self.new(Path(model).name or model)
+        value = open_weights(place, label=name)
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{model} is a {'task vector' if kind is Checkpoint else 'checkpoint'}, which cannot stand there."
+            )
+        self.read[name], self.values[name] = place, value
+        return name
+
+
+@dataclass
+class Document:
+    """One document: its models as columns of equal names, its parameters for each tensor."""
+
+    config: Config
+    names: Names
+    notes: list[str]
+
+    def text(self) -> str:
+        """The merged model as an expression."""
+        self._columns()
+        method = self.config.method
+        special: Mapping[str, Callable[[], str]] = {
+            "linear": self._linear, "slerp": self._slerp, "passthrough": self._passthrough,
+            "task_arithmetic": self._task_arithmetic,
+            **dict.fromkeys(("dare_linear", "breadcrumbs", "della_linear"), self._thinned),
+            **dict.fromkeys(("ties", "dare_ties", "breadcrumbs_ties", "della"), self._elected),
+        }  # fmt: skip
+        text = special[method]() if method in special else self._grouped()
+        self._check_filters()
+        return text
+
+    # --- models as columns ----------------------------------------------------------------------------------------
+
+    def _columns(self) -> None:
+        """Each model, with its blocks stacked as the output's, by the names of the output; the base first."""
+        rows = []
+        for part in self.config.slices:
+            base = part.base or self.config.base
+            inputs = list(part.inputs)
+            if len({i.model for i in inputs}) < len(inputs):
+                raise UsageError(f"{some([i.model for i in inputs])}: a model can stand once in a list of models.")
+            if base is not None and all(i.model != base for i in inputs):
+                inputs.append(Input(base, inputs[0].blocks))
+            rows.append(sorted(inputs, key=lambda i: i.model != base))
+        if len({len(r) for r in rows}) > 1 or len({part.base or self.config.base for part in self.config.slices}) > 1:
+            raise UsageError("slices that differ in their number of models, or in their base, are not available yet.")
+        self.has_base = (self.config.slices[0].base or self.config.base) is not None
+        if self.config.method == "passthrough" and len(rows[0]) > 1:
+            if len(self.config.slices[0].inputs) > 1:
+                raise UsageError(f"passthrough takes one model a slice, got {len(self.config.slices[0].inputs)}.")
+            rows = [
+                [i for i in r if i.model == part.inputs[0].model]
+                for r, part in zip(rows, self.config.slices, strict=True)
+            ]
+            self.has_base = False
+        self.rows = rows
+        self.columns = [self._column([r[j] for r in rows]) for j in range(len(rows[0]))]
+        origin = self.names.values[self.columns[0]]
+        self.spec = floats(origin.spec)
+        self.deep = depths(origin.spec)
+        for method_least, what in (("slerp", 2), ("nuslerp", 2 + self.has_base)):
+            if self.config.method == method_least and len(self.columns) != what:
+                raise UsageError(
+                    f"{method_least} takes two models{' beside the base' * (what > 2)}, got {len(self.columns)}."
+                )
+        if self.has_base and len(self.columns) < 2:
+            raise UsageError(f"{self.config.method} needs a model beside the base {self.config.base}.")
+
+    def _column(self, inputs: Sequence[Input]) -> str:
+        pieces: list[tuple[str, int, int, int]] = []
+        for i in inputs:
+            name = self.names.of(i.model)
+            point = self.names.values[name]
+            found = depths(point.names)
+            if i.blocks is None:
+                return name
+            if len(found) != 1:
+                raise UsageError(f"{i.model} has {len(found)} stacks of blocks; slices need a model with one.")
+            pieces.append((name, i.blocks[0], i.blocks[1], next(iter(found.values()))))
+        if len(pieces) == 1 and pieces[0][1:3] == (0, pieces[0][3]):
+            return pieces[0][0]
+        text = ", ".join(f"[{name}, {first}, {last}]" for name, first, last, _ in pieces)
+        return self.names.give("_on_".join(dict.fromkeys(p[0] for p in reversed(pieces)))[:40], f"stack({text})")
+
+    # --- parameters -------------------------------------------------------------------------------------------------
+
+    def _place(self, name: str) -> tuple[int, float]:
+        """The slice a tensor lies in, and where its block lies in it, from 0 to 1."""
+        at = layer(name)
+        if at is None:
+            return (0 if BEFORE.search(name) else len(self.rows) - 1), 0.0
+        if self.rows[0][0].blocks is None:
+            deep = self.deep[at[0]]
+            return 0, at[1] / (deep - 1) if deep > 1 else 1.0
+        place = at[1]
+        for i, row in enumerate(self.rows):
+            first, last = row[0].blocks or (0, 0)
+            if place < last - first:
+                return i, place / (last - first - 1) if last - first > 1 else 1.0
+            place -= last - first
+        return len(self.rows) - 1, 1.0
+
+    def _value(self, parameter: str, name: str, column: int | None = None) -> Any:
+        """What a parameter is for a tensor (of the output's name), of one model or of the whole."""
+        i, t = self._place(name)
+        part = self.config.slices[i]
+        tables: list[Settings] = [part.parameters, self.config.parameters]
+        seen = name
+        if column is not None:
+            tables.insert(0, self.rows[i][column].parameters)
+            node = self.names.values[self.columns[column]].node
+            seen = node.params["old"][name][1] if node.op is graph.STACK else name
+        found = value_for(seen, t, tables, parameter)
+        if found is None:
+            found = METHODS[self.config.method][column is None].get(parameter)
+        if found is None:
+            who = "" if column is None else f" for {self.rows[i][column].model}"
+            raise UsageError(f"{self.config.method} needs the parameter {parameter!r}{who} (tensor {name!r}).")
+        return found
+
+    def _check_filters(self) -> None:
+        """A filter that no tensor's name contains is a mistake."""
+        tables = [self.config.parameters, *(s.parameters for s in self.config.slices)]
+        tables += [i.parameters for s in self.config.slices for i in s.inputs]
+        for word in dict.fromkeys(f for t in tables for v in t.values() for f in filters(v)):
+            if not any(word in n for n in self.spec):
+                self.notes.append(f"the filter {word!r} matches no tensor.")
+
+    def _weights(self, column: int) -> dict[str, float]:
+        return {n: float(self._value("weight", n, column)) for n in self.spec}
+
+    def _shares(self, columns: Sequence[int], *, near: float) -> list[dict[str, float]]:
+        """The coefficient of each model for each tensor: its weight, over their sum if normalised, times lambda."""
+        tables = [self._weights(j) for j in columns]
+        for n in self.spec:
+            if bool(self._value("normalize", n)):
+                total = math.fsum(t[n] for t in tables)
+                if abs(total) <= near:
+                    if not near:
+                        raise UsageError(
+                            f"the weights of {n!r} add up to zero; normalize: false leaves them as they are."
+                        )
+                    total = 1.0
+                for t in tables:
+                    t[n] /= total
+            if "lambda" in METHODS[self.config.method][1]:
+                factor = float(self._value("lambda", n))
+                for t in tables:
+                    t[n] *= factor
+        return tables
+
+    # --- methods ----------------------------------------------------------------------------------------------------
+
+    def _linear(self) -> str:
+        origin, *others = self.columns
+        tables = self._shares(range(len(self.columns)), near=0.0)
+        affine = all(abs(math.fsum(t[n] for t in tables) - 1) < 1e-12 for n in self.spec)
+        if affine:
+            terms = [self._term(self._tau(c), t) for c, t in zip(others, tables[1:], strict=True)]
+        else:
+            tables[0] = {n: c - 1 for n, c in tables[0].items()}
+            terms = [self._term(f"as_vector({c}, {origin})", t) for c, t in zip(self.columns, tables, strict=True)]
+        return origin + "".join(terms)
+
+    def _task_arithmetic(self) -> str:
+        tables = self._shares(range(1, len(self.columns)), near=1e-8)
+        return self.columns[0] + "".join(
+            self._term(self._tau(c), t) for c, t in zip(self.columns[1:], tables, strict=True)
+        )
+
+    def _thinned(self) -> str:
+        """Every model thinned out by itself, then added."""
+        tables = self._shares(range(1, len(self.columns)), near=1e-8)
+        out = self.columns[0]
+        for j, table in enumerate(tables, 1):
+            alike: dict[str, list[str]] = {}
+            for n in self.spec:
+                alike.setdefault(self._thin(n, j), []).append(n)
+            for text, names in alike.items():
+                if text:
+                    part = self._thin(names[0], j, self._part(j, names) if len(alike) > 1 else "")
+                    out += self._term(part, {n: table[n] for n in names})
+        return out
+
+    def _elected(self) -> str:
+        """Every model thinned out by itself, then signs elected entry by entry."""
+        groups: dict[tuple[Any, ...], list[str]] = {}
+        for n in self.spec:
+            found = [(j, self._thin(n, j), self._value("weight", n, j)) for j in range(1, len(self.columns))]
+            kept = tuple((j, text, w) for j, text, w in found if text and w)  # neither votes nor counts otherwise
+            groups.setdefault((kept, bool(self._value("normalize", n)), self._value("lambda", n)), []).append(n)
+        out = self.columns[0]
+        for (kept, normalise, factor), names in groups.items():
+            if not kept:
+                continue
+            given: dict[str, Any] = {"density": 1.0, "variant": "mergekit", "coefficients": [w for _, _, w in kept]}
+            # Cut to the group's tensors first: a density of its own costs a look at every tensor that is left.
+            parts = [self._thin(names[0], j, self._part(j, names) if len(groups) > 1 else "") for j, _, _ in kept]
+            if normalise:  # the sum of what agrees, over the weights that agree
+                text = self._call("ties", parts, given)
+            else:
+                text = self._call("dare", parts, {**given, "consensus": "ties"})
+            out += self._term(text, {n: float(factor) for n in names})
+        return out
+
+    def _part(self, column: int, names: Sequence[str]) -> str:
+        return self._only(self._tau(self.columns[column]), names)
+
+    def _thin(self, name: str, column: int, tau: str = "") -> str:
+        """What is left of a model's difference to the base (or of `tau`), by one tensor's parameters; empty if nothing is."""
+        method, tau = self.config.method, tau or self._tau(self.columns[column])
+        density = float(self._value("density", name, column))
+        rescale = bool(self._value("rescale", name))
+        family = method.removesuffix("_linear").removesuffix("_ties")
+        if density >= 1:
+            return tau
+        if density <= 0:
+            return ""
+        if family in ("ties", "breadcrumbs"):
+            if rescale:
+                raise UsageError(f"{method} with rescale: true is not available.")
+            more = {"gamma": self._value("gamma", name, column)} if family == "breadcrumbs" else {}
+            return self._call(family, [tau], {"density": density, **more, "variant": "mergekit"})
+        variant = self._value("variant", name)
+        given = {"density": density, "seed": column - 1}
+        if variant != "paper":
+            given["variant"] = variant
+        if family == "della":
+            given |= {"epsilon": self._value("epsilon", name, column), "consensus": "sum"}
+        self.notes.append(
+            f"{method}: masks depend on the seed and on the names of tensors alone, and are not those of mergekit."
+        )
+        if variant == "paper" and rescale:
+            self.notes.append(
+                f"{method}: what is kept is divided by the probability of keeping it, as in the paper; mergekit restores the "
+                "L1 norm of each tensor. For its way write `variant: mergekit` among the parameters."
+            )
+        text = self._call(family, [tau], given)
+        if not rescale and (family != "dare" or variant != "paper"):
+            raise UsageError(f"{method} with rescale: false is not available here.")
+        return text if rescale else f"{density!r} * {text}"
+
+    def _slerp(self) -> str:
+        base, other = self.columns
+        return self._on_weights(base, "slerp", [base, other], lambda n: {"t": self._value("t", n)})
+
+    def _passthrough(self) -> str:
+        (column,) = self.columns
+        table = {n: float(self._value("scale", n, 0)) - 1 for n in self.spec}
+        return column + self._term(f"as_vector({column}, {column})", table)
+
+    def _grouped(self) -> str:
+        """Methods of whole lists of vectors, called once for each set of tensors with equal parameters."""
+        method = self.config.method
+        others = self.columns[1:] if self.has_base else self.columns
+        first = 1 if self.has_base else 0
+        if method in ("model_stock", "sce"):
+            return self.columns[0] + self._calls(method, [self._tau(c) for c in others], self._whole)
+        if method == "karcher":
+            return self._on_weights(
+                self.columns[0], "karcher", self.columns,
+                lambda n: {"iterations": int(self._value("max_iter", n)), "tolerance": self._value("tol", n)},
+            )  # fmt: skip
+
+        def own(n: str) -> dict[str, Any]:
+            weights = [self._value("weight", n, j) for j in range(first, len(self.columns))]
+            if method == "multislerp":
+                if not self._value("normalize_weights", n) and abs(math.fsum(weights) - 1) > 1e-6:
+                    raise UsageError("multislerp with normalize_weights: false is not available.")
+                return {"coefficients": weights}
+            total = math.fsum(weights)
+            given = {"t": 0.5 if abs(total) < 1e-6 else weights[1] / total}
+            rows = "column" if self._value("nuslerp_row_wise", n) else "row"
+            return given if self._value("nuslerp_flatten", n) else {**given, "per": rows}
+
+        if self.has_base:
+            return self.columns[0] + self._calls(method, [self._tau(c) for c in others], own)
+        return self._on_weights(self.columns[0], method, others, own)
+
+    def _whole(self, name: str) -> dict[str, Any]:
+        """Hyper-parameters of model_stock and sce."""
+        if self.config.method == "sce":
+            return {"density": self._value("select_topk", name)}
+        return {"per": "row"} if self._value("filter_wise", name) else {}
+
+    def _calls(self, method: str, vectors: Sequence[str], own: Callable[[str], dict[str, Any]]) -> str:
+        """`` + method([...], ...)`` for each set of tensors with equal hyper-parameters."""
+        groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+        for n in self.spec:
+            given = own(n)
+            groups.setdefault(repr(given), (given, []))[1].append(n)
+        out = ""
+        for given, names in groups.values():
+            call = self._call(method, vectors, given)
+            out += f" + {self._only(call, names) if len(groups) > 1 else call}"
+        return out
+
+    def _call(self, method: str, vectors: Sequence[str], given: dict[str, Any]) -> str:
+        """One call in the words of our own method.
+
+        Raises:
+            UsageError: there is no such method here, or it cannot do that.
+        """
+        found = OURS.get(method)
+        if found is None:
+            raise UsageError(
+                f"merge_method {method} is not available: there is no method of that name (see `taskvec methods`)."
+            )
+        known = {p.name: p for p in inspect.signature(found.fn).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        left = {k: v for k, v in given.items() if k in known}
+        lacking = [k for k in given if k not in known]
+        if lacking:
+            raise UsageError(f"merge_method {method} is not available: our {method} has no {', '.join(lacking)}.")
+        said = "".join(f", {k}={v!r}" for k, v in left.items())
+        return f"{method}([{', '.join(vectors)}]{said})"
+
+    def _on_weights(
+        self, origin: str, method: str, columns: Sequence[str], own: Callable[[str], dict[str, Any]]
+    ) -> str:
+        """A method of the weights themselves rather than of differences."""
+        calls = self._calls(method, [f"as_vector({c}, {origin})" for c in columns], own)
+        return f"{origin}{calls} - as_vector({origin}, {origin})"
+
+    # --- words ------------------------------------------------------------------------------------------------------
+
+    def _tau(self, column: str) -> str:
+        return self.names.give(f"tau_{column}", f"{column} - {self.columns[0]}")
+
+    def _only(self, text: str, names: Sequence[str]) -> str:
+        chosen = patterns(names, self.spec)
+        said = chosen[0] if len(chosen) == 1 else chosen
+        return f"restrict({text}, {said!r})"
+
+    def _term(self, text: str, table: Mapping[str, float]) -> str:
+        """`` + coefficient * vector``, or by name if the coefficients differ."""
+        values = dict.fromkeys(table.values())
+        if len(values) == 1:
+            (c,) = values
+            if c == 0:
+                return ""
+            return f" {'-' if c < 0 else '+'} " + ("" if abs(c) == 1 else f"{abs(c)!r} * ") + text
+        groups: dict[float, list[str]] = {}
+        for n, c in table.items():
+            groups.setdefault(c, []).append(n)
+        by = {c: patterns(names, table) for c, names in groups.items()}
+        most = max(by, key=lambda c: len(by[c]))  # said last, of all that is left: the first pattern counts
+        by = {**{c: chosen for c, chosen in by.items() if c != most}, most: ["*"]}
+        said = ", ".join(f"{p!r}: {c!r}" for c, chosen in by.items() for p in chosen)
+        return f" + scale_by({text}, {{{said}}})"
