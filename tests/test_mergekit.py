@@ -432,3 +432,41 @@ def test_the_tokenizer_of_a_named_model_comes_along(folder, run_cli):
     (folder / "a" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 1, "y": 0}}}))
     with pytest.raises(InputError, match="differ in 2 tokens"):
         translate(path)
+
+
+def test_a_model_with_an_adapter(folder):
+    low = folder / "low"
+    low.mkdir()
+    (low / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 2}))
+    b, a = np.ones((7, 1), np.float32), np.full((1, 5), 0.25, np.float32)
+    factors = {"base_model.model.layers.0.lora_B.weight": b, "base_model.model.layers.0.lora_A.weight": a}
+    Checkpoint.of(factors).save(low / "adapter_model.safetensors")
+    for name in ("base", "a"):  # PEFT adapts weights called `weight`
+        table = Checkpoint.read(folder / name).arrays()
+        Checkpoint.of({n.replace(".w", ".weight"): x for n, x in table.items()}).save(folder / name, overwrite=True)
+    path = folder / "config.yml"
+    path.write_text(GOOD.replace("model: a", "model: a+low"))
+    got = translate(path).recipe.build().array("layers.0.weight")
+    base, tuned = (Checkpoint.read(folder / n).array("layers.0.weight") for n in ("base", "a"))
+    np.testing.assert_allclose(got, base + 0.5 * (tuned + 0.5 - base), atol=1e-6)
+
+
+def test_the_l1_norm_is_kept_when_asked(models):
+    import inspect
+
+    from taskvec.methods import METHODS
+
+    if "variant" not in inspect.signature(METHODS["dare"].fn).parameters:
+        pytest.skip("dare has no variants here")
+    path = models / "llama" / "dare_l1.yml"
+    path.write_text(
+        "models: [{model: a, parameters: {weight: 1, density: 0.4}}]\nmerge_method: dare_ties\nbase_model: base\n"
+        "parameters: {variant: mergekit}\n"
+    )
+    translation = translate(path)
+    assert not any("as in the paper" in n for n in translation.notes)
+    base, a = (Checkpoint.read(models / "llama" / n) for n in ("base", "a"))
+    merged = translation.recipe.build()
+    for name in ("lm_head.weight", "model.layers.0.mlp.up_proj.weight"):
+        moved, whole = (np.abs(p.array(name) - base.array(name)).sum() for p in (merged, a))
+        assert moved == pytest.approx(whole, rel=1e-4)
