@@ -158,6 +158,17 @@ class OutputFacts:
         return f"{text}, {size_text(self.bytes_needed)} needed{free}"
 
 
+LONG = 1500  # characters; a merge with coefficients by layer says each layer
+
+
+def _cut(text: str) -> str:
+    return (
+        text
+        if len(text) <= LONG
+        else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]} ({len(text):,} characters; --json has all)"
+    )
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What computing and saving an expression would do, known before any tensor is read."""
@@ -186,9 +197,9 @@ class Explanation:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.gives}: {self.expression}"]
+        lines = [f"{self.gives}: {_cut(self.expression)}"]
         if self.expansion != self.expression:
-            lines.append(f"  as steps: {self.expansion}")
+            lines.append(f"  as steps: {_cut(self.expansion)}")
         text = f"  {self.tensors} tensors, {self.unchanged} of them copied unchanged"
         if 0 < self.unchanged < self.tensors:
             text += f" ({some(self.unchanged_names)})"
