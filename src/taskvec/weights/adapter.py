@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, NotACheckpoint, some
+from ..files import exists
 from .dtypes import TensorSpec, widen
 from .source import Source
 
@@ -54,7 +55,7 @@ class Factors:
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+    return exists(folder / CONFIG)
 
 
 def is_head(module: str) -> bool:
@@ -64,7 +65,7 @@ def is_head(module: str) -> bool:
 
 def part_of(path: Path) -> tuple[Path, str]:
     """The adapter folder and the part of it that a path names; the part is empty for other paths."""
-    if path.name in (FACTORS, WHOLE) and not path.exists() and is_adapter(path.parent):
+    if path.name in (FACTORS, WHOLE) and not exists(path) and is_adapter(path.parent):
         return path.parent, path.name
     return path, ""
 

@@ -59,7 +59,8 @@ def scale_by(vector: TaskVector, coefficients: Amount | Mapping[str, Amount]) ->
 
     A list runs over the layers: its values are equally spaced from the first block to the last and interpolated between;
     tensors outside of blocks (embeddings, head) are not meant by it. A table gives a number or a list to each name
-    pattern; the first pattern that a tensor matches counts. Tensors that nothing speaks of keep the coefficient 1.
+    pattern; the first pattern that a tensor matches counts. Tensors that nothing speaks of keep the coefficient 1; those with 0
+    are left out, as `restrict` leaves them out.
 
     Args:
         vector: the vector.
@@ -70,8 +71,8 @@ def scale_by(vector: TaskVector, coefficients: Amount | Mapping[str, Amount]) ->
         >>> import numpy as np
         >>> base = Checkpoint.of({f"layers.{i}.w": np.zeros(1, np.float32) for i in range(3)})
         >>> tau = TaskVector.of({n: np.ones(1, np.float32) for n in base.names}, base)
-        >>> [float(scale_by(tau, [0, 1]).array(n)[0]) for n in base.names]
-        [0.0, 0.5, 1.0]
+        >>> [float(scale_by(tau, [1, 3]).array(n)[0]) for n in base.names]
+        [1.0, 2.0, 3.0]
         >>> [float(scale_by(tau, {"layers.1.*": 7}).array(n)[0]) for n in base.names]
         [1.0, 7.0, 1.0]
     """

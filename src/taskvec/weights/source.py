@@ -176,7 +176,7 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     from .adapter import is_adapter, part_of  # which sees this module
 
     folder, part = part_of(path)
-    if part or (path.is_dir() and is_adapter(path)):
+    if part or (exists(path) and path.is_dir() and is_adapter(path)):
         return _open_adapter(folder, label, part)
     if not exists(path):
         raise InputError(f"{path} does not exist.{_near(path)}")
