@@ -31,7 +31,7 @@ class Slow:
         self.wait(process, out)
         assert finish(process).clean().code == 0
         self.new: Content = content(out)
-        assert isinstance(self.new, dict) and len(self.new) == SHARDS + 3
+        assert isinstance(self.new, dict) and len(self.new) == SHARDS + 4
 
     def command(self, out: Path, *rest: object, coefficient: float = 0.5) -> list[object]:
         return edit(self.inputs, out, *rest, coefficient=coefficient, shard_size=80_000)

@@ -15,11 +15,11 @@ CARD = "README.md"
 MARK = "<!-- written by taskvec -->"  # a card without it is someone's own, and is kept when the folder is replaced
 
 
-def model_card(name: str, node: Node, info: Mapping[str, Any], beside: Iterable[str], config: bytes | None) -> str:
-    """Metadata (base_model, tags, library_name), the recipe, and the inputs with their sha256.
+def model_card(node: Node, info: Mapping[str, Any], beside: Iterable[str], config: bytes | None) -> str:
+    """Metadata (base_model, tags, library_name), the recipe, and the inputs with their sha256. Equal edits have equal cards: the
+    folder's name is not in it.
 
     Args:
-        name: the folder's name.
         node: what was computed.
         info: its recipe, as `taskvec.json` holds it.
         beside: names of the files that lie beside the weights.
@@ -42,10 +42,10 @@ def model_card(name: str, node: Node, info: Mapping[str, Any], beside: Iterable[
     )
     form = f", in {_cell(info['dtype'])}" if info.get("dtype") else ""
     return (
-        f"---\n{said}---\n{MARK}\n# {plain(name)}\n\nMade by arithmetic on the weights of the models below, with taskvec "
+        f"---\n{said}---\n{MARK}\n# {' and '.join(map(plain, head['base_model'] or ['a model']))}, edited\n\nMade by arithmetic on the weights of the models below, with taskvec "
         f"{info['taskvec']}{form}:\n\n```\n{plain(info['expression']).replace('```', '')}\n```\n\n"
         f"| input | read from | sha256 |\n|---|---|---|\n{rows}\n"
-        f"`taskvec verify {_cell(name)}` computes it again from these inputs and compares every byte.\n"
+        "`taskvec verify`, given this folder, computes it again from these inputs and compares every byte.\n"
     )
 
 

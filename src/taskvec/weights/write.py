@@ -85,7 +85,7 @@ def _write_card(output: Output, out: Path, info: Mapping[str, Any], beside: Mapp
     if MARK not in kept:
         (out / CARD).write_bytes(old.read_bytes())
     elif output.card:
-        text = model_card(output.path.name, output.node, info, beside, beside.get("config.json"))
+        text = model_card(output.node, info, beside, beside.get("config.json"))
         (out / CARD).write_text(text, encoding="utf-8")
 
 
