@@ -221,7 +221,10 @@ class SafetensorsFile:
         except OSError as error:
             raise InputError(f"cannot open {label}: {error.strerror}.") from error
         self._close = weakref.finalize(self, os.close, self._fd)
-        size = os.fstat(self._fd).st_size
+        try:
+            size = os.fstat(self._fd).st_size
+        except OSError as error:
+            raise InputError(f"cannot read {label}: {error.strerror}.") from error
         first = self._pread(64, 0)
         # The first bytes are a length and can look like anything, a pickle's included; a header begins with a brace.
         kind = "" if first[8:9] == b"{" else _disguise(first)
