@@ -98,26 +98,37 @@ def at_the_edges(call: Call, out: str) -> bool:
     return early or late
 
 
+def struck(log: Path, outcome: Outcome) -> bool:
+    return "INJECTED" in log.read_text(errors="replace") or outcome.code == 137
+
+
 def run(job: Job, label: str, chosen: list[tuple[Call, str]]) -> list[str]:
     """Run the edit once for each fault, two at a time, then hold each ending to the promise. Returns what broke it."""
 
     def broken(number: int) -> tuple[Path, Outcome, Path]:
         call, fault = chosen[number]
-        out, log = job.fresh(f"{label}-{number}"), job.place / f"{label}-{number}.log"
-        return out, taskvec(*job.command(out), tracer=inject(log, call, fault, old=job.clean, new=out.parent)), log
+        for name in (
+            f"{label}-{number}",
+            f"{label}-{number}-again",
+        ):  # threads take turns: a call may not come on a busy machine
+            out, log = job.fresh(name), job.place / f"{name}.log"
+            outcome = taskvec(*job.command(out), tracer=inject(log, call, fault, old=job.clean, new=out.parent))
+            if struck(log, outcome):
+                break
+        return out, outcome, log
 
     with ThreadPoolExecutor(2) as pool:
         endings = list(pool.map(broken, range(len(chosen))))
-    hit, wrong = 0, []
+    hit, wrong, missed = 0, [], []
     for (call, fault), (out, outcome, log) in zip(chosen, endings, strict=True):
-        struck = "INJECTED" in log.read_text(errors="replace") or outcome.code == 137
-        hit += struck
+        met = struck(log, outcome)
+        hit += met
+        missed += [] if met else [(fault, call)]
         try:
-            held(job, call, fault, out, outcome, struck)
+            held(job, call, fault, out, outcome, met)
         except AssertionError as error:
             wrong.append(f"{fault} at {call.name} {call.number} ({call.text[:150]}): {error}")
-    # One call of a few may not come again: threads take their turns differently.
-    assert hit >= min(0.9 * len(chosen), len(chosen) - 1), f"only {hit} of {len(chosen)} faults were met"
+    assert hit >= 0.9 * len(chosen), f"only {hit} of {len(chosen)} faults were met; not: {missed}"
     return wrong
 
 
