@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ import click
 
 from ..errors import UsageError, plain
 from .commands import _json, cli
-from .terminal import note, print_json
+from .terminal import print_json, training_bar
 
 
 @cli.command(short_help="Run a study: experiments described by a small text file.")
@@ -86,7 +83,7 @@ def run(
         return
     began = time.monotonic()
     worker = running.is_worker()
-    with _bar() as (tell, progress):
+    with training_bar() as (tell, progress):
         found = studies.run(
             said, out, root=root, only=only, jobs=1 if worker else jobs, device=device, download=download,
             memory=int(memory * 2**30), tell=tell, progress=progress, again=running.same_again(),
@@ -123,28 +120,3 @@ def _clock(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[int, int, float], None] | None]]:
-    """Lines about cells; on a terminal also the updates of the one in work."""
-    if not sys.stderr.isatty():
-        yield note, None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns: Any = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        shown = bar.add_task("", total=1, loss=0.0)
-
-        def tell(line: str) -> None:
-            bar.console.print(line, highlight=False, markup=False)
-            bar.reset(shown, total=1, loss=0.0)
-
-        yield tell, lambda step, total, loss: bar.update(shown, completed=step, total=total, loss=loss)

@@ -54,3 +54,29 @@ def _bar(total: int | None) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[tuple[Callable[[str], None], Callable[[int, int, float], None] | None]]:
+    """Say a line, which begins a new bar; and a bar by updates (so many, of how many, the loss) with the time left. On a terminal;
+    in a pipe lines are notes and there is no bar."""
+    if not sys.stderr.isatty():
+        yield note, None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: Any = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task("", total=1, loss=0.0)
+
+        def tell(line: str) -> None:
+            bar.console.print(line, highlight=False, markup=False)
+            bar.reset(shown, total=1, loss=0.0)
+
+        yield tell, lambda step, total, loss: bar.update(shown, completed=step, total=total, loss=loss)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -17,7 +16,7 @@ import click
 from ..errors import InputError, UsageError, nearest, plain
 from .commands import _json, _overwrite, cli
 from .images import image_data
-from .terminal import note, print_json
+from .terminal import note, print_json, training_bar
 
 REGIMES = (
     "standard", "tangent", "linear-only", "linear-only-biases", "bias-attention", "mlp-only", "lora", "linearised-lora",
@@ -217,19 +216,6 @@ def _regime(name: str, only: str | None) -> Any:
 
 @contextlib.contextmanager
 def _steps(total: int) -> Iterator[Callable[[int, float], None] | None]:
-    """A bar by updates with the loss and the time left, on a terminal; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns: Any = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        shown = bar.add_task("", total=total, loss=0.0)
-        yield lambda step, loss: bar.update(shown, completed=step, loss=loss)
+    """A bar by updates for one run of `total` updates."""
+    with training_bar() as (_, show):
+        yield None if show is None else lambda step, loss: show(step, total, loss)
