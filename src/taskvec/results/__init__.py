@@ -1,0 +1,93 @@
+"""Results: frozen data that protocols return, JSON holds, and reports are drawn from.
+
+Every number that was measured is a `Score` (with n and an interval). Every coefficient says on which data it was
+chosen. A result knows nothing of models, files or plots. `parts.py` holds what they are made of; a new kind is a class, here
+in the module of its question, and a member of `Result`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ..errors import InputError
+from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Start
+from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
+from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Z95",
+    "AdditionResult",
+    "AnalogyResult",
+    "Curve",
+    "DisentanglementResult",
+    "FewShotResult",
+    "GeometryResult",
+    "LocalityResult",
+    "NegationResult",
+    "Pair",
+    "Provenance",
+    "Result",
+    "Row",
+    "Score",
+    "Share",
+    "Start",
+    "Step",
+    "read_result",
+    "read_results",
+]
+
+Result = Annotated[
+    AdditionResult
+    | NegationResult
+    | AnalogyResult
+    | GeometryResult
+    | DisentanglementResult
+    | LocalityResult
+    | FewShotResult,
+    Field(discriminator="kind"),
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
+
+
+def read_result(path: str | Path) -> Any:
+    """Read one result file.
+
+    Raises:
+        InputError: not a file of this schema; says which fields are wrong.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the result {path}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a result file: not JSON ({error}).") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path} is not a result of this version: schema_version is {version!r}, expected {SCHEMA_VERSION}. "
+            "Make it again with this version of taskvec."
+        )
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        fields = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+        raise InputError(f"{path} is not a valid result: {fields}.") from error
+
+
+def read_results(folder: str | Path) -> list[Any]:
+    """All ``*.json`` results of a folder (or one file), in the order of their file names; of the folder in which studies were run,
+    those of all studies."""
+    folder = Path(folder)
+    if (folder / "results").is_dir():
+        folder = folder / "results"
+    files: Sequence[Path] = [folder] if folder.is_file() else sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
+    if not files:
+        raise InputError(f"no results in {folder}: expected *.json files written by a protocol or by `taskvec demo`.")
+    return [read_result(f) for f in files]
