@@ -132,6 +132,21 @@ def test_a_study_runs_from_data_to_report(done, tmp_path):
     assert len(report.markdown(results, every=True)) > 5 * len(text)
 
 
+def test_a_rate_that_diverges_is_not_chosen_and_is_told(study, root, tmp_path):
+    text = SMALL.replace("batch: 8, lr: [1.0e-3, 1.0e-2]", "batch: 8, weight_decay: 1.0e+8, lr: [1.0e-9, 0.9]")
+    text = text[: text.index("  random:")] + text[text.index("regimes") :]
+    assert text != SMALL
+    run(study(text), tmp_path / "out", root=root)
+    settings = [r.provenance.settings for r in read_results(tmp_path / "out")]
+    (chosen,) = [s for s in settings if "lr" in s]
+    assert chosen["lr"] == 1e-9
+    assert len(chosen["diverged"]) == 2 and all(x.startswith("0.9: training on") for x in chosen["diverged"])
+    with pytest.raises(
+        InputError, match=r"training went wrong at every rate of the study. At 0.9: training on .*Lower the learn"
+    ):
+        run(study(text.replace("1.0e-9, 0.9", "0.9")), tmp_path / "out", root=root)
+
+
 def test_nothing_is_computed_twice(done, root):
     said, out, first, _ = done
     told = []

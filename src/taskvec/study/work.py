@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import protocols
-from ..errors import InputError, UsageError
+from ..errors import InputError, NonFinite, UsageError
 from ..models.encoders import Encoder, displacement, encoder
 from ..models.forward import plain
 from ..models.hub import fetched
@@ -172,10 +172,16 @@ class Bench:
             steps=facts["steps"], lr=lr, batch=facts["batch"], accumulate=facts["accumulate"],
             weight_decay=facts["weight_decay"], warmup=facts["warmup"], seed=facts["seed"], autocast=facts.get("autocast"),
         )  # fmt: skip
-        made = fit(
-            model, base, task, regime=regime, spec=spec, ascent=facts["ascent"], label=task.name, state=place / STATE, every=EVERY,
-            progress=self._steps(spec.steps),
-        )  # fmt: skip
+        try:
+            made = fit(
+                model, base, task, regime=regime, spec=spec, ascent=facts["ascent"], label=task.name, state=place / STATE,
+                every=EVERY, progress=self._steps(spec.steps),
+            )  # fmt: skip
+        except NonFinite as error:
+            if not facts["lr"]:  # the chosen rate
+                raise
+            (place / STATE).unlink(missing_ok=True)
+            return {"lr": lr, "diverged": str(error)}  # a rate among others: it is not chosen
         made.vector.save(place / VECTOR, overwrite=True)
         if facts["head"] == "joint":
             made.head.save(place / HEAD, overwrite=True)
@@ -204,15 +210,18 @@ class Bench:
         return {"tensors": len(vector.names) - len(left), "left": list(left)}
 
     def _rate(self, cell: Cell, place: Path) -> Mapping[str, Any]:
-        means = {}
+        means, diverged = {}, []
         for lr in cell.facts["rates"]:
-            scores = [
-                Score(**self.store.outcome(cell.needs[f"{t} {lr:g}"])["validation"]).value for t in cell.facts["tasks"]
-            ]
-            means[lr] = sum(scores) / len(scores)
+            found = [self.store.outcome(cell.needs[f"{t} {lr:g}"]) for t in cell.facts["tasks"]]
+            diverged += [f"{o['lr']:g}: {o['diverged']}" for o in found if "diverged" in o]
+            if not any("diverged" in o for o in found):
+                means[lr] = sum(Score(**o["validation"]).value for o in found) / len(found)
+        if not means:
+            raise NonFinite(f"{cell.label}: training went wrong at every rate of the study. At {diverged[0]}")
         return {
             "lr": max(means, key=lambda lr: (means[lr], -lr)),
             "validation": {f"{lr:g}": m for lr, m in means.items()},
+            **({"diverged": diverged} if diverged else {}),
         }
 
     def _protocol(self, cell: Cell, place: Path) -> Mapping[str, Any]:
@@ -220,8 +229,12 @@ class Bench:
         encoded = self.base(needs["base"])
         result = ANSWERS[cell.kind](self, cell, encoded)
         where = facts["where"]
-        lr = self.store.outcome(needs["rate"])["lr"] if "rate" in needs else None
-        settings = {**result.provenance.settings, "study": where, **({} if lr is None else {"lr": lr})}
+        rate = self.store.outcome(needs["rate"]) if "rate" in needs else {}
+        settings = {
+            **result.provenance.settings,
+            "study": where,
+            **{k: rate[k] for k in ("lr", "diverged") if k in rate},
+        }
         noted = {f["name"]: self.task(f, encoded.prepare, needs["base"]).notes for f in facts["tasks"]}
         settings |= (
             {"data": {name: list(notes) for name, notes in noted.items() if notes}} if any(noted.values()) else {}
