@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py [--peer-python PATH] [--fusion-python PATH] [--fusion-path FOLDER] [--rounds 1]
 
-Three fine-tuned models of 1 GB in bfloat16; methods that decompose matrices get 0.1 GB. The floor reads every input once
+Three fine-tuned models of 1 GB in bfloat16; methods that decompose matrices get 0.03 GB. The floor reads every input once
 and writes the output once. `--peer-python` has mergekit 0.1.5, `--fusion-python` fusion_bench (with its folder of packages,
 if it lies apart, in `--fusion-path`). Results go to benchmarks/results/methods.json, row by row (`--resume`, `--rows TEXT`);
 `python benchmarks/methods.py --table` prints them.
@@ -92,13 +92,13 @@ ROWS = {
     "lines": Row("base + lines(LIST, alpha=0.5, beta=0.5)"),
     "random": Row("base - 0.5 * random(ONE, seed=1)", vectors=1),
     "fisher": Row("base + fisher(LIST, information=FILES)", statistics="information"),
-    "low_rank": Row("base + low_rank(ONE, rank=16)", 0.1, 1),
-    "tsv_m": Row("base + tsv_m(LIST)", 0.1, fusion='tsv.compute_and_sum_svd_mem_reduction(tables, accelerator="cpu")'),
-    "iso_c": Row("base + 1.5 * iso_c(LIST)", 0.1, fusion='iso.iso_c(tables, accelerator="cpu")'),
-    "iso_cts": Row("base + 1.5 * iso_cts(LIST, common=0.8)", 0.1, fusion='iso.iso_cts(tables, 0.8, accelerator="cpu")'),
-    "knots": Row("base + knots(LIST, density=0.2)", 0.1),
-    "wudi": Row("base + wudi(LIST, steps=300, rate=1e-5)", 0.1, fusion='wudi.wudi_merging(tables, accelerator="cpu")'),
-    "regmean": Row("base + regmean(LIST, grams=FILES, shrink=0.9)", 0.1, statistics="grams"),
+    "low_rank": Row("base + low_rank(ONE, rank=16)", 0.03, 1),
+    "tsv_m": Row("base + tsv_m(LIST)", 0.03, fusion='tsv.compute_and_sum_svd_mem_reduction(tables, accelerator="cpu")'),
+    "iso_c": Row("base + 1.5 * iso_c(LIST)", 0.03, fusion='iso.iso_c(tables, accelerator="cpu")'),
+    "iso_cts": Row("base + 1.5 * iso_cts(LIST, common=0.8)", 0.03, fusion='iso.iso_cts(tables, 0.8, accelerator="cpu")'),
+    "knots": Row("base + knots(LIST, density=0.2)", 0.03),
+    "wudi": Row("base + wudi(LIST, steps=300, rate=1e-5)", 0.03, fusion='wudi.wudi_merging(tables, accelerator="cpu")'),
+    "regmean": Row("base + regmean(LIST, grams=FILES, shrink=0.9)", 0.03, statistics="grams"),
 }  # fmt: skip
 
 FUSION = """

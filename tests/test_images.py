@@ -17,6 +17,7 @@ from taskvec.models.vit import small_vit
 from taskvec.protocols import addition, disentanglement, geometry, locality
 from taskvec.search import curves
 from taskvec.tasks import Head, Split, Task, accuracy, joined
+from taskvec.tasks.image_files import read_images
 from taskvec.tasks.images import CLIP, SETS, Images, Preprocess, folder_task, image_task
 from taskvec.tasks.lazy import LazyInputs, batches
 from taskvec.training import PRETRAIN, STANDARD, TANGENT, TrainSpec, fisher, fit, gram, probe
@@ -371,6 +372,29 @@ def test_damaged_idx_files(damage, end, tmp_path):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match="not an idx file"):
         image_task("mnist", root=tmp_path, prepare=SMALL)
+
+
+def test_house_numbers_as_they_are_offered(tmp_path):
+    io = pytest.importorskip("scipy.io", reason="scipy is not installed (extra: eval)")
+    rng, kept = np.random.default_rng(0), {}
+    for part, n in (("train", 40), ("test", 10)):
+        kept[part] = picture(rng, (n, 4, 5, 3)), np.arange(n, dtype=np.uint8) % 10
+        x, y = kept[part]
+        io.savemat(
+            tmp_path / f"{part}_32x32.mat", {"X": x.transpose(1, 2, 3, 0), "y": np.where(y == 0, 10, y)[:, None]}
+        )
+    read = read_images(tmp_path)
+    for part, (x, y) in kept.items():
+        np.testing.assert_array_equal(read[part].pixels, x)
+        np.testing.assert_array_equal(read[part].labels, y)
+    assert len(image_task("svhn", root=tmp_path, prepare=SMALL).test) == 10
+    whole = (tmp_path / "train_32x32.mat").read_bytes()
+    (tmp_path / "train_32x32.mat").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"train_32x32.mat does not read as a MATLAB file"):
+        read_images(tmp_path)
+    io.savemat(tmp_path / "train_32x32.mat", {"X": x})
+    with pytest.raises(InputError, match="no array 'y'"):
+        read_images(tmp_path)
 
 
 @pytest.fixture

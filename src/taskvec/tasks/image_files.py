@@ -1,4 +1,4 @@
-"""Readers of image sets: class folders, npz, idx and parquet files, the Hugging Face hub. Labels are numbers from 0."""
+"""Readers of image sets: class folders, npz, idx, mat and parquet files, the Hugging Face hub. Labels are numbers from 0."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from .image_sets import Hub
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"])
 FOLDERS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 IDX = {"train": "train", "test": "t10k"}
+MATLAB = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 
 
 class Items(Protocol):
@@ -82,7 +83,8 @@ def read_images(folder: Path, classes: Sequence[str] = ()) -> dict[str, Images]:
 
     Args:
         folder: ``train/CLASS/*.png`` (also val/, test/), or ``*.npz`` (x_train, y_train, x_test, y_test or x, y), or idx files
-            as MNIST's (``train-images-idx3-ubyte``, with or without .gz), or ``*.parquet`` as the Hugging Face hub has them.
+            as MNIST's (``train-images-idx3-ubyte``, with or without .gz), or ``train_32x32.mat`` as SVHN's, or ``*.parquet`` as
+            the Hugging Face hub has them.
         classes: the set's class names, if they are known.
     Raises:
         InputError: nothing of the kind, or damaged files.
@@ -100,13 +102,15 @@ def read_images(folder: Path, classes: Sequence[str] = ()) -> dict[str, Images]:
         return _npz(files)
     if any(folder.glob("*-images-idx3-ubyte*")):
         return _idx(folder)
+    if (folder / MATLAB["train"]).is_file():
+        return {part: _matlab(folder / name) for part, name in MATLAB.items() if (folder / name).is_file()}
     if files := sorted(folder.rglob("*.parquet")):
         return _parquet(folder, files)
     raise InputError(f"{folder} holds no images that can be read. {LAYOUT}")
 
 
 LAYOUT = (
-    "Lay it out as train/CLASS/*.png, with test/ and val/ beside train/ if there are such parts, or as .npz, idx or .parquet "
+    "Lay it out as train/CLASS/*.png, with test/ and val/ beside train/ if there are such parts, or as .npz, idx, .mat or .parquet "
     "files; docs/images.md says how."
 )
 
@@ -233,6 +237,23 @@ def _idx_array(path: Path) -> np.ndarray:
         raise InputError(f"{path} is not an idx file of bytes: {error}.") from error
 
 
+def _matlab(path: Path) -> Images:
+    """SVHN's file: X, bytes ``[height, width, 3, n]``, and y, in which 10 stands for the digit 0."""
+    io = _library("scipy.io", "reading .mat files", extra="eval")
+    try:
+        held = io.loadmat(path, variable_names=["X", "y"])
+        x, y = np.asarray(held["X"]), np.asarray(held["y"]).ravel()
+    except KeyError as error:
+        raise InputError(
+            f"{path} has no array {error}; expected X and y, as SVHN's cropped digits have them."
+        ) from error
+    except Exception as error:  # the reader raises many kinds; all mean that the file is damaged
+        raise InputError(f"{path} does not read as a MATLAB file of version 5: {error}.") from error
+    if x.ndim != 4:
+        raise InputError(f"{path}: X has the shape {list(x.shape)}; expected [height, width, 3, n].")
+    return _arrays(np.ascontiguousarray(x.transpose(3, 0, 1, 2)), np.where(y == 10, 0, y), (), path)
+
+
 def _parquet(folder: Path, files: Sequence[Path]) -> dict[str, Images]:
     """Files whose names, or whose folders' names, say train, validation or test; the compressed images are held in memory."""
     pq = _library("pyarrow.parquet", "reading .parquet files")
@@ -273,11 +294,11 @@ def _whole(labels: Sequence[Any], where: Path) -> np.ndarray:
     return found.astype(np.int64)
 
 
-def _library(name: str, purpose: str) -> Any:
+def _library(name: str, purpose: str, *, extra: str = "data") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise missing_extra(name.partition(".")[0], "data", purpose) from None
+        raise missing_extra(name.partition(".")[0], extra, purpose) from None
 
 
 def _column(columns: Sequence[str], wanted: Sequence[str], where: Path) -> str:

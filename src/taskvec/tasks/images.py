@@ -98,7 +98,7 @@ def _place(row: ImageSet, root: Path) -> Path:
 
 
 def _files(root: Path) -> bool:
-    return any(any(root.glob(p)) for p in ("*.npz", "*-ubyte*", "*.parquet"))
+    return any(any(root.glob(p)) for p in ("*.npz", "*-ubyte*", "*.mat", "*.parquet"))
 
 
 def _how_to_get(row: ImageSet) -> str:
