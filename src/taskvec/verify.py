@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .address import is_address
 from .errors import InputError, NotACheckpoint, UnknownName, UsageError, nearest, some
 from .recipe import parse
 from .weights import Checkpoint, TaskVector, open_weights
@@ -173,6 +174,9 @@ def _open_inputs(
         if name in given:
             opened[name] = open_weights(given[name], label=name)
             continue
+        if is_address(entry["read"] or ""):  # with its commit
+            opened[name] = open_weights(entry["read"], label=name)
+            continue
         place = Path(entry["read"] or ".")
         inside = (
             not place.is_absolute() and ".." not in place.parts and place != Path()
@@ -197,6 +201,7 @@ def _changed_input(name: str, recorded: Mapping[str, Any], value: Checkpoint | T
     source = next((s for s in sources(value.node) if s.label == name), None)
     if source is None:  # an expression such as a - a, which reads nothing
         return []
+    source.fetch()
     now = {f.name: sha256(f, fresh=fresh) for f in source.files}
     if not recorded["sha256"]:  # it was in memory: the fingerprint alone can tell
         now = {}

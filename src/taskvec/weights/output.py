@@ -29,13 +29,6 @@ from .text import expression, size_text, source_names
 
 SHARD_SIZE = 5_000_000_000
 INFO = "taskvec.json"
-# What a model folder needs besides weights, by fixed names: nothing that a config mentions is opened.
-SIDE_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json", "open_clip_config.json", "modules.json",
-    "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
-)  # fmt: skip
 
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
@@ -199,8 +192,7 @@ def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
     origin = stacked = root(node)
     while origin.op is graph.STACK:
         origin = root(origin.inputs[0])
-    folder = origin.source.folder if origin.source is not None else None
-    found = {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
+    found = origin.source.beside() if origin.source is not None else {}
     if stacked is not origin and "config.json" in found:
         found["config.json"] = _tell_layers(found["config.json"], stacked)
     if dtype and "config.json" in found:
@@ -265,7 +257,10 @@ def recipe_of(output: Output, hashes: Mapping[Path, str]) -> dict[str, Any]:
 
 
 def _said_place(source: Source, target: Path) -> str | None:
-    """Where an input lies, seen from the folder of the output if it is below that, else its bare name."""
+    """Where an input lies: its address on the hub, else seen from the folder of the output if it is below that, else its
+    bare name."""
+    if source.origin is not None:
+        return source.origin
     place = source.folder or (source.files[0] if source.files else None)
     if place is None:
         return None

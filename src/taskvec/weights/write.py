@@ -50,6 +50,8 @@ def write(
     """
     sweep(output.path)
     check_output(output.path, output.node, stored_bytes(output.spec), overwrite=overwrite)
+    for source in sources(output.node):
+        source.fetch()
     files = [f for source in sources(output.node) for f in source.files]
     begun = _stats(files)
     with (
