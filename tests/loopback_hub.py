@@ -22,8 +22,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextmanager
 def serving(
-    repositories: Mapping[str, Path], *, gated: Sequence[str] = (), into: Path | None = None, token: str | None = None
-) -> Iterator[tuple[dict[str, str], list[str]]]:
+    repositories: Mapping[str, Path], *, gated: Sequence[str] = (), into: Path | None = None, token: str | None = None,
+    ranges: bool = True,
+) -> Iterator[tuple[dict[str, str], list[str]]]:  # fmt: skip
     """Serve folders under ids such as ``openai/clip``, or ``datasets/ylecun/mnist`` for data.
 
     Args:
@@ -31,6 +32,7 @@ def serving(
         gated: ids whose files are refused.
         into: the folder in which pushed repositories are made, as ``org/name`` and, for a branch, ``org/name@branch``.
         token: what a client must show to see anything.
+        ranges: whether a part of a file can be asked for.
     Gives the environment for a client, and the list of files that were fetched whole so far.
     """
     asked: list[str] = []
@@ -108,7 +110,7 @@ def serving(
             body = files[wanted].read_bytes()
             headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
             part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-            if part:
+            if part and ranges:
                 start, stop = int(part[1]), int(part[2] or len(body) - 1) + 1
                 headers["Content-Range"] = f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}"
                 return self.answer(206, body[start:stop], headers)

@@ -107,10 +107,7 @@ def open_remote(address: Address, label: str | None = None, *, fetch: bool = Tru
     here = listing.inside()
     if address.inside in listing.sizes:
         weights = [address.inside]
-    elif not here and not _part(listing):
-        if not address.inside:
-            folders = sorted({n.rpartition("/")[0] for n in listing.sizes if n.endswith(".safetensors")})
-            raise InputError(f"{listing.address} has no files at its top. Name a folder of it: {some(folders, 8)}.")
+    elif address.inside and not here and not _part(listing):
         known = sorted({n.partition("/")[0] for n in listing.sizes})
         raise InputError(
             f"{listing.address} does not exist.{nearest(address.inside, known)} There are {some(known, 8)}."
@@ -163,16 +160,19 @@ def _weights(listing: Listing, here: Mapping[str, str]) -> list[str]:
         return [here[files[0]]]
     if files:
         raise NotACheckpoint(f"{where} has {len(files)} *.safetensors files and no index ({some(files)}). Name one.")
-    other = [n for n in here if n.endswith((".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"))]
-    if any(n.endswith(".gguf") for n in other):
-        said = f"It has {some(other)}; name the file that is meant: {where}/{next(n for n in other if n.endswith('.gguf'))}."
-    elif other:
+    folders = {n.rpartition("/")[0] for n in listing.sizes if n.endswith((".safetensors", ".gguf"))}
+    gguf = [n for n in here if n.endswith(".gguf")]
+    pickles = [n for n in here if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    said = f"Its files are {some(here, 8)}."
+    if gguf:
+        said = f"It has {some(gguf)}; name the file that is meant: {where}/{gguf[0]}."
+    elif pickles:
         said = (
-            f"It has {some(other)}, and pickles are not fetched from the hub. See whether another revision has safetensors "
-            "(refs/pr/1 often does), or download it and name its folder."
+            f"It has {some(pickles)}, and pickles are not fetched unless they are named. See whether another revision has "
+            f"safetensors (refs/pr/1 often does), or name the file: {where}/{pickles[0]}."
         )
-    else:
-        said = f"Its files are {some(here, 8)}."
+    elif folders - {where.inside}:
+        said = f"Its folders {some(sorted(folders), 8)} do; name one: {where}/{min(folders)}."
     raise NotACheckpoint(f"{where} holds no safetensors files. {said}")
 
 
