@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -198,6 +198,19 @@ def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
     if dtype and "config.json" in found:
         found["config.json"] = _tell_dtype(found["config.json"], dtype)
     return found
+
+
+def with_derived(output: Output) -> Output:
+    """The output with the files that stand in for config and tokenizer where its origin is of a format without them."""
+    origin = root(output.node)
+    while origin.op is graph.STACK:
+        origin = root(origin.inputs[0])
+    if output.single or origin.source is None:
+        return output
+    found = {n: content for n, content in origin.source.derived().items() if n not in output.beside}
+    if output.dtype and "config.json" in found:
+        found["config.json"] = _tell_dtype(found["config.json"], output.dtype)
+    return replace(output, beside={**found, **output.beside})
 
 
 def _tell_layers(config: bytes, stacked: Node) -> bytes:

@@ -68,6 +68,10 @@ class Source:
         folder = self.folder
         return {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
 
+    def derived(self) -> dict[str, bytes]:
+        """What stands in for such files where a format holds them in words of its own; recipes record them by their hash."""
+        return {}
+
     @property
     def file_names(self) -> tuple[str, ...]:
         return tuple(f.name for f in self.files)
