@@ -157,6 +157,9 @@ def serving(
                 if key == "header":
                     (folder / ".message").write_text(value["summary"])
                     continue
+                if key == "deletedFile":
+                    (folder / value["path"]).unlink()
+                    continue
                 content = base64.b64decode(value["content"]) if key == "file" else objects[value["oid"]]
                 (folder / value["path"]).parent.mkdir(parents=True, exist_ok=True)
                 (folder / value["path"]).write_bytes(content)

@@ -456,6 +456,44 @@ def verify(
         print(plain(str(found)))
 
 
+@cli.command(short_help="Upload an output to the Hugging Face hub.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", "--branch", help="A branch, made if it is not there; else the main one.")
+@click.option("--message", "-m", help="Message of the commit.")
+@click.option("--dry-run", is_flag=True, help="List the files and their sizes, and upload nothing.")
+@click.option("--overwrite", is_flag=True, help="Remove other weights that the repository holds, in the same commit.")
+@click.option("--force", is_flag=True, help="Push an output that fails the check.")
+@_json
+def push(
+    output: Path, repository: str, private: bool, revision: str | None, message: str | None, dry_run: bool,
+    overwrite: bool, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Upload OUTPUT, in one commit, to a model repository of the hub; it is made if it is not there.
+
+    \b
+    taskvec push out/ org/name --dry-run
+    taskvec push out/ org/name --private
+
+    Sizes, shards, recipe and recorded hashes are checked first (`taskvec verify` compares every byte). The token is that of
+    `hf auth login` or HF_TOKEN.
+    """
+    from ..interop.push import planned
+    from ..interop.push import push as upload
+
+    if dry_run:
+        said = planned(output, repository, revision=revision, force=force)
+    else:
+        said = upload(
+            output, repository, private=private, revision=revision, message=message, overwrite=overwrite, force=force
+        )
+    if as_json:
+        print_json("push", said.as_dict())
+    else:
+        print("\n".join(map(plain, str(said).split("\n"))))
+
+
 @cli.command(short_help="List the merging methods, or explain one.")
 @click.argument("name", required=False)
 @_json

@@ -211,7 +211,7 @@ def _bytes(listing: Listing, name: str, start: int, stop: int) -> bytes:
 
     url = hf_hub_url(listing.address.repo, name, revision=listing.address.revision)
     asked = {**build_hf_headers(), "Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    with _in_words(listing.address), get_session().stream("GET", url, headers=asked) as answer:
+    with in_words(listing.address), get_session().stream("GET", url, headers=asked) as answer:
         hf_raise_for_status(answer)
         skip, got = (0 if answer.status_code == 206 else start), b""
         for piece in answer.iter_bytes():
@@ -234,7 +234,7 @@ def _listed(address: Address) -> Listing | Path:
     except ImportError:
         raise missing_extra("huggingface_hub", "hf", f"reading {address}") from None
     try:
-        with _in_words(address):
+        with in_words(address):
             info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
         if not info.sha or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
             raise InputError(f"{address}: the hub named no commit for it, but {info.sha!r}.")
@@ -297,7 +297,7 @@ def _snapshot(listing: Listing, names: Iterable[str]) -> Path:
     if not exact:
         raise NotACheckpoint(f"{listing.address} holds no weights.")
     where = listing.address
-    with _in_words(where):
+    with in_words(where):
         # By the name that was asked for, which the cache then knows offline too; it can have moved on meanwhile.
         for revision in dict.fromkeys((listing.asked, where.revision)):
             found = Path(snapshot_download(where.repo, revision=revision, allow_patterns=exact, tqdm_class=Bar))
@@ -311,7 +311,7 @@ class Unreachable(InputError):
 
 
 @contextmanager
-def _in_words(address: Address) -> Iterator[None]:
+def in_words(address: Address) -> Iterator[None]:
     """The client's errors as ours."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
