@@ -126,7 +126,9 @@ def serving(
                 return self.answer(409, json.dumps({"url": url, "error": "exists"}).encode())
             repositories[name] = into / name
             repositories[name].mkdir(parents=True)
-            (repositories[name] / ".private").write_text(str(bool(wanted.get("private"))))
+            (repositories[name] / ".private").write_text(
+                str(bool(wanted.get("private") or wanted.get("visibility") == "private"))
+            )
             return self.answer(200, json.dumps({"url": url, "id": name, "name": name}).encode())
 
         def branch(self, name: str, revision: str, _: bytes) -> None:

@@ -456,6 +456,36 @@ def verify(
         print(plain(str(found)))
 
 
+@cli.command(short_help="Put test results into the model card of an output.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--results",
+    "-r",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A result, or a folder of them.",
+)
+@click.option("--row", help="Which row of the results this model is; else the edited one.")
+@click.option("--task-type", default="other", show_default=True, help="The hub's word, e.g. image-classification.")
+@_json
+def card(output: Path, results: tuple[Path, ...], row: str | None, task_type: str, as_json: bool) -> None:
+    """Put test scores into the model card of OUTPUT: the hub's metadata (model-index), and a table with n and intervals.
+
+    \b
+    taskvec card out/ --results results/addition.json --task-type image-classification
+    """
+    from ..interop.evaluation import add_results
+
+    notes = add_results(output, results, row=row, task_type=task_type)
+    for text in notes:
+        note(text)
+    if as_json:
+        print_json("card", {"output": str(output), "notes": notes})
+    else:
+        print(f"{plain(output / 'README.md')}: results written")
+
+
 @cli.command(short_help="Upload an output to the Hugging Face hub.")
 @click.argument("output", type=click.Path(path_type=Path))
 @click.argument("repository", metavar="ORG/NAME")
