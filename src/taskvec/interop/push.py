@@ -16,7 +16,7 @@ from ..verify import unsound
 from ..weights.remote import in_words
 from ..weights.text import size_text
 
-WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")  # of a model at the top of a repository
+WEIGHTS = re.compile(r"(open_clip_)?model.*\.safetensors(\.index\.json)?")  # of a model at the top of a repository
 
 
 @dataclass(frozen=True)

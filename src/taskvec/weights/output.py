@@ -23,7 +23,7 @@ from .device import device as named
 from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
 from .graph import Node
 from .lineage import root
-from .source import Source
+from .source import OPEN_CLIP, Source
 from .staging import held_bytes
 from .text import expression, size_text, source_names
 
@@ -93,7 +93,7 @@ def checkpoint_output(
     files = (
         {"": spec}
         if path.suffix == ".safetensors"
-        else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
+        else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size, whole=_whole_name(point.node))
     )
     strict = on_nonfinite == "error"
     return Output(path, point.node, files, {"format": "pt"}, True, target, strict, named(device), beside or {}, card)
@@ -120,7 +120,15 @@ def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) 
     return Output(path, vector.node, {"": spec}, metadata, False, device=named(device))
 
 
-def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, dict[str, TensorSpec]]:
+def _whole_name(node: Node) -> str:
+    """How the file of a folder that is not in shards is called: open_clip looks for its own name on the hub."""
+    source = root(node).source
+    return OPEN_CLIP if source is not None and source.file_names == (OPEN_CLIP,) else "model.safetensors"
+
+
+def plan_shards(
+    spec: Mapping[str, TensorSpec], shard_size: int, *, whole: str = "model.safetensors"
+) -> dict[str, dict[str, TensorSpec]]:
     """File name -> its tensors, in order, each file at most `shard_size` bytes unless one tensor is larger."""
     if shard_size <= 0:
         raise UsageError(f"the shard size is {shard_size}; it must be a positive number of bytes.")
@@ -133,7 +141,7 @@ def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, di
         groups[-1][name] = tensor
         used += tensor.nbytes
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {whole: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 

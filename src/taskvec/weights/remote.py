@@ -23,7 +23,7 @@ import numpy as np
 from ..address import Address
 from ..errors import InputError, NotACheckpoint, TaskvecError, missing_extra, nearest, some
 from .safetensors import MAX_HEADER, Header, parse_header
-from .source import SIDE_FILES, Source, open_source
+from .source import Source, is_side_file, open_source
 
 FIRST = 100_000  # bytes of a file asked for at first; most headers are shorter
 THREADS = 8  # headers of shards asked for at a time
@@ -279,7 +279,7 @@ def _beside(listing: Listing) -> list[str]:
         folder = folder.rpartition("/")[0]
     before = f"{folder}/" if folder else ""
     here = [n for n in listing.sizes if n.startswith(before)]
-    return [n for n in here if n.removeprefix(before) in SIDE_FILES or n.endswith(INDEX) or "/adapter_" in f"/{n}"]
+    return [n for n in here if is_side_file(n.removeprefix(before)) or n.endswith(INDEX) or "/adapter_" in f"/{n}"]
 
 
 def _snapshot(listing: Listing, names: Iterable[str]) -> Path:

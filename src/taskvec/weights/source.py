@@ -37,8 +37,17 @@ SIDE_FILES = (
     "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
     "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json", "open_clip_config.json", "modules.json",
     "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
+    "video_preprocessor_config.json", "normalizer.json", "sentencepiece.bpe.model", "source.spm", "target.spm",
+    "tekken.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
+TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+OPEN_CLIP = "open_clip_model.safetensors"
 SAMPLE = 64  # values hashed at the beginning, middle and end of each tensor
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file of a model folder comes along with an edit of the model."""
+    return name in SIDE_FILES or TEMPLATE.fullmatch(name) is not None
 
 
 class Source:
@@ -66,7 +75,13 @@ class Source:
     def beside(self) -> dict[str, bytes]:
         """Config, tokenizer and the like: name -> content."""
         folder = self.folder
-        return {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
+        if folder is None:
+            return {}
+        templates = [f.relative_to(folder).as_posix() for f in sorted(folder.glob("additional_chat_templates/*"))]
+        found = [n for n in (*SIDE_FILES, *filter(is_side_file, templates)) if (folder / n).is_file()]
+        if (folder / OPEN_CLIP).exists() and OPEN_CLIP not in self.file_names:  # it describes those weights, not these
+            found = [n for n in found if n != "open_clip_config.json"]
+        return {n: (folder / n).read_bytes() for n in found}
 
     def derived(self) -> dict[str, bytes]:
         """What stands in for such files where a format holds them in words of its own; recipes record them by their hash."""
