@@ -107,6 +107,9 @@ def test_headers_come_first_and_the_commit_is_recorded(models, tmp_path):
     assert {i["read"] for i in info["inputs"].values()} == {f"hf://org/{n}@{COMMIT}" for n in ("base", "tuned")}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- org/base\n- org/tuned\n" in card and f"hf://org/tuned@{COMMIT}" in card
+    with serving(models | {"me/out": tmp_path / "out"}) as (again, _):
+        ((code, said, err),) = run(env | again, tmp_path, ("verify", "hf://me/out"))
+        assert code == 0 and said.startswith("hf://me/out is base + 0.5"), err
     # The hub is gone: what is in the cache is used, and what is not is an error that says so.
     kept, other = run(env, tmp_path, ("edit", *EDIT, "-o", "out", "--overwrite"), ("explain", "hf://org/nested/sub"))
     assert kept[0] == 0 and "cannot reach http://127.0.0.1" in kept[2] and COMMIT in kept[2]
@@ -138,7 +141,14 @@ def test_every_command_that_reads_paths_reads_addresses(models, tmp_path):
             ("explain", "moved + v", *vector),
         )
         assert [code for code, _, _ in found] == [0] * 7, found
-        wrong, bare = run(env, tmp_path, ("edit", "moved + v", *vector, "-o", "d"), ("explain", "bare.yml"))
+        wrong, bare, onto = run(
+            env,
+            tmp_path,
+            ("edit", "moved + v", *vector, "-o", "d"),
+            ("explain", "bare.yml"),
+            ("edit", "recipe.yml", "-o", "hf://me/new"),
+        )
+    assert onto[0] == 2 and "taskvec push" in onto[2] and not (tmp_path / "hf:").exists()
     assert json.loads(found[0][1])["base"] == "hf://org/base"
     assert json.loads(found[1][1])["names"] == ["tuned"]
     assert wrong[0] == 3 and "it was taken from base" in wrong[2] and not (tmp_path / "d").exists()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .address import is_address
+from .address import is_address, parse_address
 from .errors import InputError, NotACheckpoint, UnknownName, UsageError, nearest, some
 from .recipe import parse
 from .weights import Checkpoint, TaskVector, open_weights
@@ -19,6 +19,7 @@ from .weights.execute import Block, blocks, bytes_per_value, in_order, summarise
 from .weights.hashes import sha256
 from .weights.output import INFO, Output, checkpoint_output, side_files, sources, vector_output
 from .weights.produce import producer
+from .weights.remote import local
 from .weights.source import Source, open_source, readable
 
 RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device", "beside"}
@@ -87,7 +88,7 @@ def verify(
     """Compute an output's recorded recipe again and compare it with the output, byte by byte.
 
     Args:
-        path: a checkpoint or task vector written by taskvec.
+        path: a checkpoint or task vector written by taskvec, or the address of one on the hub.
         inputs: where inputs are now, by the names of the recorded expression; else they are looked for at their recorded
             places, seen from the output's folder and from the current one.
         sample: compare only this share of the blocks of 256 K values, in (0, 1), chosen at random with a fixed seed,
@@ -99,10 +100,11 @@ def verify(
         NotACheckpoint: not an output of taskvec.
         InputError: an input cannot be found.
     """
-    path = Path(path)
+    said = str(parse_address(path)) if is_address(path) else str(path)
+    path = local(parse_address(path)) if is_address(path) else Path(path)
     if sample is not None and not 0 < sample < 1:
         raise UsageError(f"verify: sample is {sample}; it is a share of the blocks and must lie between 0 and 1.")
-    found = open_source(path, label=str(path))
+    found = open_source(path, label=said)
     info = _recorded(path, found)
     problems: list[str] = []
     value = parse(info["expression"], _open_inputs(path, info["inputs"], inputs or {}))
@@ -121,7 +123,7 @@ def verify(
     differences, values = _compare(expected, found, list(shared), sample, threads, progress)
     share = values / max(1, sum(s.size for s in shared.values())) if shared else 1.0
     return Verification(
-        str(path),
+        said,
         info["expression"],
         len(spec),
         values,

@@ -169,7 +169,7 @@ class _Names(Mapping[str, "Value | Broken"]):
 def _check_hash(name: str, path: Path, expected: str) -> None:
     if is_address(path):
         raise UsageError(
-            f"let.{name}: sha256 is checked for files; of a model on the hub name the commit: {path}@COMMIT."
+            f"let.{name}: sha256 is checked for files; of a model on the hub name the commit: hf://org/name@COMMIT."
         )
     if exists(path) and not path.is_file():
         raise UsageError(f"let.{name}: sha256 is checked for single files; {path} is not one.")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import __version__
+from ..address import is_address
 from ..errors import StorageError, TaskvecError, UsageError, plain, raise_all
 from . import graph
 from .algebra import BASE_KEY, FORWARD_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
@@ -155,6 +156,9 @@ def check_output(path: Path, node: Node, need: int, *, overwrite: bool) -> None:
 
 
 def _obstacles(path: Path, node: Node, need: int, *, overwrite: bool) -> Iterator[TaskvecError]:
+    if is_address(path):
+        yield UsageError("the output is an address on the hub: write to a folder, then `taskvec push` it.")
+        return
     parent = path.absolute().parent
     for source in {id(s): s for s in sources(node)}.values():
         if path.exists() and any(path.samefile(f) or path.samefile(f.parent) for f in source.files):

@@ -279,7 +279,12 @@ def _beside(listing: Listing) -> list[str]:
         folder = folder.rpartition("/")[0]
     before = f"{folder}/" if folder else ""
     here = [n for n in listing.sizes if n.startswith(before)]
-    return [n for n in here if is_side_file(n.removeprefix(before)) or n.endswith(INDEX) or "/adapter_" in f"/{n}"]
+    known = (f"{before}taskvec.json",)  # with which it can be verified
+    return [
+        n
+        for n in here
+        if n in known or is_side_file(n.removeprefix(before)) or n.endswith(INDEX) or "/adapter_" in f"/{n}"
+    ]
 
 
 def _snapshot(listing: Listing, names: Iterable[str]) -> Path:
