@@ -1,9 +1,15 @@
-"""A model hub on the loopback interface: what huggingface_hub's client asks of the real one, answered from local folders."""
+"""A model hub on the loopback interface: what huggingface_hub's client asks of the real one, answered from local folders.
+
+Files are served whole or in ranges, at one commit, by the branch `main`. Pushing makes a repository, takes small files in
+the commit and large ones (``*.safetensors``) as LFS objects, and writes them into the folder.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,12 +21,23 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serving(repositories: Mapping[str, Path]) -> Iterator[tuple[dict[str, str], list[str]]]:
+def serving(
+    repositories: Mapping[str, Path], *, gated: Sequence[str] = (), into: Path | None = None, token: str | None = None,
+    ranges: bool = True,
+) -> Iterator[tuple[dict[str, str], list[str]]]:  # fmt: skip
     """Serve folders under ids such as ``openai/clip``, or ``datasets/ylecun/mnist`` for data.
 
-    Gives the environment for a client, and the list of files that were fetched so far.
+    Args:
+        repositories: id -> folder.
+        gated: ids whose files are refused.
+        into: the folder in which pushed repositories are made, as ``org/name`` and, for a branch, ``org/name@branch``.
+        token: what a client must show to see anything.
+        ranges: whether a part of a file can be asked for.
+    Gives the environment for a client, and the list of files that were fetched whole so far.
     """
     asked: list[str] = []
+    repositories = dict(repositories)
+    objects: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -28,21 +45,49 @@ def serving(repositories: Mapping[str, Path]) -> Iterator[tuple[dict[str, str], 
         def do_HEAD(self) -> None:
             self.do_GET()
 
+        def do_PUT(self) -> None:  # an LFS object
+            oid = self.path.rpartition("/")[2]
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            assert hashlib.sha256(body).hexdigest() == oid
+            objects[oid] = body
+            self.answer(200, b"")
+
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            path = unquote(urlsplit(self.path).path).strip("/")
+            if into is not None and self.allowed():
+                pushed = re.fullmatch(r"api/models/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path)
+                if path == "api/repos/create":
+                    return self.create(json.loads(body))
+                if path == "api/validate-yaml":
+                    return self.answer(200, b'{"errors": [], "warnings": []}')
+                if path.endswith(".git/info/lfs/objects/batch"):
+                    return self.batch(json.loads(body))
+                if pushed:
+                    return getattr(self, pushed[2])(pushed[1], pushed[3], body)
             wanted = json.loads(body).get("paths", []) if body.startswith(b"{") else parse_qs(body.decode())["paths"]
-            self.do_GET(wanted)
+            return self.do_GET(wanted)
+
+        def allowed(self) -> bool:
+            return token is None or self.headers.get("Authorization") == f"Bearer {token}"
 
         def do_GET(self, wanted: Sequence[str] | None = None) -> None:
             path = unquote(urlsplit(self.path).path).strip("/")
             called = path.removeprefix("api/").removeprefix("models/").split("/")
             parts = 3 if called[0] == "datasets" else 2
             name, rest = "/".join(called[:parts]), "/".join(called[parts:])
+            if not self.allowed():
+                return self.answer(401, b'{"error": "Invalid username or password."}', {"X-Error-Message": "no"})
             if name not in repositories:
                 return self.answer(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
             folder = repositories[name]
             files = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
+            revision = rest.split("/")[1] if rest.startswith(("resolve/", "revision/", "tree/")) else "main"
+            if revision not in ("main", COMMIT):
+                return self.answer(404, b'{"error": "Invalid rev id"}', {"X-Error-Code": "RevisionNotFound"})
             if rest.startswith("resolve/"):
+                if name in gated:
+                    return self.answer(403, b"", {"X-Error-Code": "GatedRepo"})
                 return self.file(name, files, rest.split("/", 2)[-1])
             if rest.startswith(("tree/", "paths-info/")):
                 entries = {n: {"type": "file", "size": f.stat().st_size, "oid": _blob(f)} for n, f in files.items()}
@@ -55,17 +100,73 @@ def serving(repositories: Mapping[str, Path]) -> Iterator[tuple[dict[str, str], 
                 return self.answer(200, json.dumps(said).encode())
             if rest and not rest.startswith("revision/"):
                 return self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-            about = {"id": name.removeprefix("datasets/"), "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+            held = [{"rfilename": n, "size": f.stat().st_size} for n, f in files.items()]
+            about = {"id": name.removeprefix("datasets/"), "sha": COMMIT, "siblings": held}
             return self.answer(200, json.dumps(about | {"private": False}).encode())
 
         def file(self, name: str, files: Mapping[str, Path], wanted: str) -> None:
             if wanted not in files:
                 return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             body = files[wanted].read_bytes()
+            headers = {"ETag": f'"{hashlib.sha1(body).hexdigest()}"', "X-Repo-Commit": COMMIT}
+            part = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            if part and ranges:
+                start, stop = int(part[1]), int(part[2] or len(body) - 1) + 1
+                headers["Content-Range"] = f"bytes {start}-{min(stop, len(body)) - 1}/{len(body)}"
+                return self.answer(206, body[start:stop], headers)
             if self.command == "GET":
                 asked.append(f"{name}/{wanted}")
-            mark = f'"{hashlib.sha1(body).hexdigest()}"'
-            return self.answer(200, body, {"ETag": mark, "X-Repo-Commit": COMMIT})
+            return self.answer(200, body, headers)
+
+        def create(self, wanted: Mapping[str, str]) -> None:
+            assert into is not None
+            name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+            url = f"{address}/{name}"
+            if name in repositories:
+                return self.answer(409, json.dumps({"url": url, "error": "exists"}).encode())
+            repositories[name] = into / name
+            repositories[name].mkdir(parents=True)
+            (repositories[name] / ".private").write_text(
+                str(bool(wanted.get("private") or wanted.get("visibility") == "private"))
+            )
+            return self.answer(200, json.dumps({"url": url, "id": name, "name": name}).encode())
+
+        def branch(self, name: str, revision: str, _: bytes) -> None:
+            assert into is not None
+            (into / f"{name}@{revision}").mkdir(parents=True)
+            return self.answer(200, b"{}")
+
+        def preupload(self, name: str, revision: str, body: bytes) -> None:
+            files = json.loads(body)["files"]
+            said = [
+                {"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular"}
+                for f in files
+            ]
+            return self.answer(200, json.dumps({"files": [s | {"shouldIgnore": False} for s in said]}).encode())
+
+        def batch(self, wanted: Mapping[str, list[dict[str, str]]]) -> None:
+            said = [
+                o | {"actions": {"upload": {"href": f"{address}/objects/{o['oid']}", "header": {}}}}
+                for o in wanted["objects"]
+            ]
+            return self.answer(200, json.dumps({"transfer": "basic", "objects": said}).encode())
+
+        def commit(self, name: str, revision: str, body: bytes) -> None:
+            assert into is not None
+            folder = into / (name if revision == "main" else f"{name}@{revision}")
+            for line in map(json.loads, body.splitlines()):
+                key, value = line["key"], line["value"]
+                if key == "header":
+                    (folder / ".message").write_text(value["summary"])
+                    continue
+                if key == "deletedFile":
+                    (folder / value["path"]).unlink()
+                    continue
+                content = base64.b64decode(value["content"]) if key == "file" else objects[value["oid"]]
+                (folder / value["path"]).parent.mkdir(parents=True, exist_ok=True)
+                (folder / value["path"]).write_bytes(content)
+            said = {"commitUrl": f"{address}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+            return self.answer(200, json.dumps(said).encode())
 
         def answer(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
@@ -80,14 +181,12 @@ def serving(repositories: Mapping[str, Path]) -> Iterator[tuple[dict[str, str], 
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    address = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        url = f"http://127.0.0.1:{server.server_address[1]}"
-        yield (
-            {"HF_ENDPOINT": url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"},
-            asked,
-        )
+        quiet = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        yield {"HF_ENDPOINT": address, **quiet}, asked
     finally:
         server.shutdown()
         server.server_close()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .address import is_address, parse_address
 from .errors import InputError, NotACheckpoint, UnknownName, UsageError, nearest, some
 from .recipe import parse
 from .weights import Checkpoint, TaskVector, open_weights
@@ -18,6 +19,7 @@ from .weights.execute import Block, blocks, bytes_per_value, in_order, summarise
 from .weights.hashes import sha256
 from .weights.output import INFO, Output, checkpoint_output, side_files, sources, vector_output
 from .weights.produce import producer
+from .weights.remote import local
 from .weights.source import Source, open_source, readable
 
 RECORDED = {"schema_version", "taskvec", "numpy", "expression", "inputs", "dtype", "on_nonfinite", "device", "beside"}
@@ -86,7 +88,7 @@ def verify(
     """Compute an output's recorded recipe again and compare it with the output, byte by byte.
 
     Args:
-        path: a checkpoint or task vector written by taskvec.
+        path: a checkpoint or task vector written by taskvec, or the address of one on the hub.
         inputs: where inputs are now, by the names of the recorded expression; else they are looked for at their recorded
             places, seen from the output's folder and from the current one.
         sample: compare only this share of the blocks of 256 K values, in (0, 1), chosen at random with a fixed seed,
@@ -98,10 +100,11 @@ def verify(
         NotACheckpoint: not an output of taskvec.
         InputError: an input cannot be found.
     """
-    path = Path(path)
+    said = str(parse_address(path)) if is_address(path) else str(path)
+    path = local(parse_address(path)) if is_address(path) else Path(path)
     if sample is not None and not 0 < sample < 1:
         raise UsageError(f"verify: sample is {sample}; it is a share of the blocks and must lie between 0 and 1.")
-    found = open_source(path, label=str(path))
+    found = open_source(path, label=said)
     info = _recorded(path, found)
     problems: list[str] = []
     value = parse(info["expression"], _open_inputs(path, info["inputs"], inputs or {}))
@@ -120,7 +123,7 @@ def verify(
     differences, values = _compare(expected, found, list(shared), sample, threads, progress)
     share = values / max(1, sum(s.size for s in shared.values())) if shared else 1.0
     return Verification(
-        str(path),
+        said,
         info["expression"],
         len(spec),
         values,
@@ -129,6 +132,21 @@ def verify(
         tuple(problems),
         _notes(info, expected.device.name),
     )
+
+
+def unsound(path: str | Path) -> list[str]:
+    """What is wrong with an output, as far as it shows without its inputs: what `verify` would say first, in no time.
+
+    Looked at are the recipe, the headers against the sizes of the files, the index against the shards, and the hashes of
+    files that came from elsewhere. Values are not.
+    """
+    path = Path(path)
+    try:
+        found = open_source(path, label=str(path))
+        info = _recorded(path, found)
+    except InputError as error:
+        return [str(error)]
+    return _changed_beside(path, info.get("beside", {})) if path.is_dir() else []
 
 
 def _recorded(path: Path, found: Source) -> dict[str, Any]:
@@ -173,6 +191,9 @@ def _open_inputs(
         if name in given:
             opened[name] = open_weights(given[name], label=name)
             continue
+        if is_address(entry["read"] or ""):  # with its commit
+            opened[name] = open_weights(entry["read"], label=name)
+            continue
         place = Path(entry["read"] or ".")
         inside = (
             not place.is_absolute() and ".." not in place.parts and place != Path()
@@ -197,6 +218,7 @@ def _changed_input(name: str, recorded: Mapping[str, Any], value: Checkpoint | T
     source = next((s for s in sources(value.node) if s.label == name), None)
     if source is None:  # an expression such as a - a, which reads nothing
         return []
+    source.fetch()
     now = {f.name: sha256(f, fresh=fresh) for f in source.files}
     if not recorded["sha256"]:  # it was in memory: the fingerprint alone can tell
         now = {}
@@ -227,6 +249,11 @@ def _changed_files(path: Path, expected: Output, beside: Mapping[str, str]) -> l
             said.append(f"{name} is missing")
         elif place.read_bytes() != content:
             said.append(f"{name} is not the one of the origin")
+    return said + _changed_beside(path, beside)
+
+
+def _changed_beside(path: Path, beside: Mapping[str, str]) -> list[str]:
+    said = []
     for name, digest in beside.items():
         inside = name not in ("", ".", "..") and not any(
             c in name for c in "/\\\0"

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..address import is_address, parse_address
 from ..errors import CheckFailed, NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
 from ..files import exists
 from .terminal import note, plain, print_json, progress, rate
@@ -104,11 +105,12 @@ def diff(
     \b
     taskvec diff clip-b32/ ft/cars/ -o cars.safetensors
     """
+    from ..address import label_of
     from ..weights import Checkpoint, kinship_notes
     from ..weights.names import floats
 
     start = Checkpoint.read(base)
-    tuned = Checkpoint.read(finetuned, label=_distinct(finetuned.stem or str(finetuned), start.label))
+    tuned = Checkpoint.read(finetuned, label=_distinct(label_of(finetuned), start.label))
     match = tuned.match(start)
     if shared:
         if not as_json:
@@ -124,7 +126,7 @@ def diff(
     with progress(vector) as step:
         vector.save(out, overwrite=overwrite, threads=threads, progress=step)
     saved = _measured(out)
-    saved |= {"base": base.name, "finetuned": finetuned.name, "notes": list(notes)}
+    saved |= {"base": _called(base), "finetuned": _called(finetuned), "notes": list(notes)}
     saved["left_out"] = sorted(set(floats(start.spec)) - set(vector.names)) if shared else []
     if as_json:
         print_json("diff", saved)
@@ -178,6 +180,8 @@ def edit(
     from ..weights import Checkpoint, kinship_notes
     from ..weights.device import device as check_device
     from ..weights.dtypes import parse_dtype
+    from ..weights.output import sources
+    from ..weights.plan import planned_output
 
     check_device(device)
     if dry_run:
@@ -185,7 +189,7 @@ def edit(
             edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
         )  # fmt: skip
         return _show_explanation(facts, as_json)
-    recipe, value, beside = _value(edit, lets)
+    recipe, value, beside = _value(edit, lets, fetch=False)
     dtype = dtype or recipe.dtype
     if dtype:
         parse_dtype(dtype)
@@ -197,13 +201,18 @@ def edit(
         note(f"the result holds only the {len(value.names)} tensors that the expression keeps, not a whole model.")
     if out is None:
         raise UsageError("name the output with -o, for example -o out/ (or use --dry-run).")
+    size = None if shard_size is None else _bytes(shard_size)
+    if any(s.missing for s in sources(value.node)):  # all that headers can show comes before anything is fetched
+        mistakes: list[TaskvecError] = []
+        planned_output(value, mistakes, dtype=dtype, out=out, shard_size=size, overwrite=overwrite)
+        raise_all(mistakes)
+        value = recipe.build()
     how: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "device": device}
     notes = kinship_notes(value.node)
     for text in notes:
         note(text)
     with progress(value) as step:
         if isinstance(value, Checkpoint):
-            size = None if shard_size is None else _bytes(shard_size)
             allow = "allow" if allow_nonfinite else "error"
             value.save(
                 out, dtype=dtype, shard_size=size, on_nonfinite=allow, progress=step, beside=beside,
@@ -261,11 +270,11 @@ def _planned(
         size = None if shard_size is None else _bytes(shard_size)
     with collecting(mistakes):
         if _is_weights(edit, lets):
-            value = open_weights(edit)
+            value = open_weights(edit, fetch=False)
         else:
             recipe, _, account = _recipe(edit, lets)
             dtype = dtype or recipe.dtype
-            value = recipe.build()
+            value = recipe.build(fetch=False)
     if value is None:
         planned_output(None, mistakes, dtype=dtype, out=out, shard_size=size, overwrite=overwrite)
     else:
@@ -282,7 +291,7 @@ def _is_weights(edit: str, lets: tuple[str, ...]) -> bool:
     path = Path(edit)
     if lets or path.suffix in (".yaml", ".yml"):
         return False
-    return path.suffix == ".safetensors" or exists(path)
+    return is_address(edit) or path.suffix in (".safetensors", ".gguf") or exists(path)
 
 
 def _show_explanation(facts: Any, as_json: bool) -> None:
@@ -312,13 +321,14 @@ def extract_lora(
     \b
     taskvec extract-lora llama/ ft/cars/ -o cars-lora/ --rank 16
     """
+    from ..address import label_of
     from ..interop import write_adapter
     from ..weights import Checkpoint
 
     if (rank is None) == (error is None):
         raise UsageError("extract-lora takes --rank or --error.")
     start = Checkpoint.read(base)
-    tuned = Checkpoint.read(finetuned, label=_distinct(finetuned.stem or str(finetuned), start.label))
+    tuned = Checkpoint.read(finetuned, label=_distinct(label_of(finetuned), start.label))
     vector = (tuned.shared(start) if shared else tuned) - start
     said = write_adapter(
         vector, out, rank=rank, error=error, only_matrices=only_matrices, task_type=task_type, overwrite=overwrite
@@ -350,13 +360,13 @@ def compare(
     taskvec compare ft/cars/ ft/dtd/ --base clip-b32/
     taskvec compare clip-b32/ ft/cars/            (the first is taken as the base)
     """
+    from ..address import label_of
     from ..weights import Checkpoint, TaskVector, kinship_notes, open_weights
     from ..weights import compare as compare_vectors
 
     opened: list[Any] = []
     for path in paths:
-        label = path.stem or str(path)
-        opened.append(open_weights(path, label=_distinct(label, *(o.label for o in opened))))
+        opened.append(open_weights(path, label=_distinct(label_of(path), *(o.label for o in opened))))
     start = Checkpoint.read(base) if base else None
     if start is None and isinstance(opened[0], Checkpoint):
         start, opened = opened[0], opened[1:]
@@ -446,6 +456,74 @@ def verify(
         print(plain(str(found)))
 
 
+@cli.command(short_help="Put test results into the model card of an output.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--results",
+    "-r",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A result, or a folder of them.",
+)
+@click.option("--row", help="Which row of the results this model is; else the edited one.")
+@click.option("--task-type", default="other", show_default=True, help="The hub's word, e.g. image-classification.")
+@_json
+def card(output: Path, results: tuple[Path, ...], row: str | None, task_type: str, as_json: bool) -> None:
+    """Put test scores into the model card of OUTPUT: the hub's metadata (model-index), and a table with n and intervals.
+
+    \b
+    taskvec card out/ --results results/addition.json --task-type image-classification
+    """
+    from ..interop.evaluation import add_results
+
+    notes = add_results(output, results, row=row, task_type=task_type)
+    for text in notes:
+        note(text)
+    if as_json:
+        print_json("card", {"output": str(output), "notes": notes})
+    else:
+        print(f"{plain(output / 'README.md')}: results written")
+
+
+@cli.command(short_help="Upload an output to the Hugging Face hub.")
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", "--branch", help="A branch, made if it is not there; else the main one.")
+@click.option("--message", "-m", help="Message of the commit.")
+@click.option("--dry-run", is_flag=True, help="List the files and their sizes, and upload nothing.")
+@click.option("--overwrite", is_flag=True, help="Remove other weights that the repository holds, in the same commit.")
+@click.option("--force", is_flag=True, help="Push an output that fails the check.")
+@_json
+def push(
+    output: Path, repository: str, private: bool, revision: str | None, message: str | None, dry_run: bool,
+    overwrite: bool, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Upload OUTPUT, in one commit, to a model repository of the hub; it is made if it is not there.
+
+    \b
+    taskvec push out/ org/name --dry-run
+    taskvec push out/ org/name --private
+
+    Sizes, shards, recipe and recorded hashes are checked first (`taskvec verify` compares every byte). The token is that of
+    `hf auth login` or HF_TOKEN.
+    """
+    from ..interop.push import planned
+    from ..interop.push import push as upload
+
+    if dry_run:
+        said = planned(output, repository, revision=revision, force=force)
+    else:
+        said = upload(
+            output, repository, private=private, revision=revision, message=message, overwrite=overwrite, force=force
+        )
+    if as_json:
+        print_json("push", said.as_dict())
+    else:
+        print("\n".join(map(plain, str(said).split("\n"))))
+
+
 @cli.command(short_help="List the merging methods, or explain one.")
 @click.argument("name", required=False)
 @_json
@@ -512,10 +590,10 @@ def report(results: Path, out: Path, title: str | None, every: bool, as_json: bo
         print(f"{plain(out)}: {len(found)} results")
 
 
-def _value(edit: str, lets: tuple[str, ...]) -> tuple[Any, Any, Any]:
+def _value(edit: str, lets: tuple[str, ...], *, fetch: bool = True) -> tuple[Any, Any, Any]:
     """The recipe, its lazy value, and files that go beside it, from an expression or a YAML file."""
     recipe, beside, _ = _recipe(edit, lets)
-    value = recipe.build()
+    value = recipe.build(fetch=fetch)
     for name in recipe.unused():
         note(f"{name} is named but not used.")
     return recipe, value, beside
@@ -568,6 +646,10 @@ def _bytes(text: str) -> int:
     if size <= 0:
         raise UsageError(f"{text!r} is not a size; write 5GB, 500MB or 2GiB.")
     return size
+
+
+def _called(path: Path) -> str:
+    return str(parse_address(path)) if is_address(path) else path.name
 
 
 def _distinct(label: str, *taken: str) -> str:

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..address import is_address, label_of, parse_address
 from ..errors import InputError, KeyMismatch, StorageError, UsageError, some
 from ..weights import Checkpoint, TaskVector, graph
 from ..weights.adapter import CONFIG, FACTORS, WHOLE, AdapterSource, is_adapter, is_head
 from ..weights.layers import BEFORE
 from ..weights.lineage import Base, root
+from ..weights.remote import local
 from ..weights.source import open_source
 
 EXACT = 1024  # the smaller side up to which a matrix is decomposed whole; larger ones by a random projection
@@ -31,7 +33,7 @@ def adapter(path: str | Path, base: Checkpoint, *, label: str | None = None) -> 
     that the base is another one.
 
     Args:
-        path: the adapter's folder.
+        path: the adapter's folder, or its address on the hub (``hf://org/name``).
         base: the model that it adapts; names may differ by a prefix.
         label: its name in messages.
     Raises:
@@ -40,10 +42,10 @@ def adapter(path: str | Path, base: Checkpoint, *, label: str | None = None) -> 
     Reference: Hu et al. 2021, arXiv:2106.09685; rank-stabilised scale: Kalajdzievski 2023, arXiv:2312.03732.
     Example: ``base + 0.5 * adapter("lora/", base)``
     """
-    path = Path(path)
+    label = label or (label_of(path) if is_address(path) else Path(path).name)
+    path = local(parse_address(path)) if is_address(path) else Path(path)
     if not is_adapter(path):
         raise InputError(f"{path} is no adapter: it has no {CONFIG}.")
-    label = label or path.name
     source = open_source(path / FACTORS, label)
     assert isinstance(source, AdapterSource)
     if not source.whole:
@@ -260,10 +262,10 @@ def _turned(vector: TaskVector) -> bool:
     """Whether the base's config is that of a model with Conv1D layers."""
     node = vector.base.node
     source = root(node).source if node is not None else None
+    if source is not None:
+        source.fetch()
     try:
-        config = (
-            json.loads((source.folder / "config.json").read_text(encoding="utf-8")) if source and source.folder else {}
-        )
+        config = json.loads(source.beside().get("config.json", b"{}")) if source is not None else {}
     except (OSError, ValueError, RecursionError):
         config = {}
     return isinstance(config, dict) and config.get("model_type") in TURNED

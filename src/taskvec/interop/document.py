@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..address import is_address, parse_address
 from ..errors import InputError, UsageError, nearest, some
 from ..files import exists
 from ..methods import METHODS as OURS
@@ -61,16 +62,16 @@ class Names:
         return self.said[model]
 
     def _open(self, model: str, kind: type) -> str:
-        places = [self.folder / model, Path(model)]
+        places = [Path(model)] if is_address(model) else [self.folder / model, Path(model)]
         place = next((p for p in places if readable(p)), None)
         if place is None:
             near = nearest(Path(model).name, [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else [])
             raise InputError(
                 f"the config names the model {model!r}, and there is no such folder beside the config or here.{near} "
-                "Models of the hub are not fetched: download it, and put its folder there."
+                f"Models of the hub are fetched only where the config says so: hf://{model}."
             )
-        name = self.new(Path(model).name or model)
-        value = open_weights(place, label=name)
+        name = self.new(parse_address(model).name if is_address(model) else Path(model).name or model)
+        value = open_weights(place, label=name, fetch=False)
         if not isinstance(value, kind):
             raise InputError(
                 f"{model} is a {'task vector' if kind is Checkpoint else 'checkpoint'}, which cannot stand there."

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..address import is_address, parse_address
 from ..errors import TaskvecError, UsageError, collecting, raise_all, some
 from ..recipe import Recipe
+from ..weights.remote import local
 from .document import Document, Names
 from .mergekit import Config, read_configs
 from .tokenizers import tokenizer_files
@@ -24,7 +26,7 @@ class Translation:
 
     def __str__(self) -> str:
         lines = ["recipe: 1", "let:"]
-        lines += [f"  {name}: {{read: {json.dumps(str(path))}}}" for name, path in self.recipe.read.items()]
+        lines += [f"  {name}: {{read: {json.dumps(_said(path))}}}" for name, path in self.recipe.read.items()]
         lines += [f"  {name}: {json.dumps(text, ensure_ascii=False)}" for name, text in self.recipe.define.items()]
         lines.append(f"output: {json.dumps(self.recipe.output, ensure_ascii=False)}")
         return "\n".join(lines + ([f"dtype: {self.recipe.dtype}"] if self.recipe.dtype else []))
@@ -56,13 +58,20 @@ def translate(path: str | Path) -> Translation:
             if config.dtype:
                 notes.append(f"{config.name} is no file of its own: it is not rounded to {config.dtype} on the way.")
     last = configs[-1]
-    folders = {m: f for m in last.models if (f := _folder(m, names)) is not None}
+    wanted = last.models if last.tokenizer is not None else ()
+    folders = {m: f for m in wanted if (f := _folder(m, names)) is not None}
     recipe = Recipe(text, names.read, names.define, last.dtype)
     return Translation(recipe, tuple(dict.fromkeys(notes)), tokenizer_files(last, folders, path.parent))
 
 
+def _said(path: Path) -> str:
+    return str(parse_address(path)) if is_address(path) else str(path)
+
+
 def _folder(model: str, names: Names) -> Path | None:
     place = names.read.get(names.said.get(model.partition("+")[0], ""))
+    if place is not None and is_address(place):
+        return local(parse_address(place), weights=False)
     return place if place is not None and place.is_dir() else None
 
 

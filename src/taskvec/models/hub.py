@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..address import is_address, parse_address
 from ..errors import InputError, KeyMismatch, MissingExtra, UsageError, missing_extra, some
 from ..weights import Checkpoint, TaskVector, graph
+from ..weights.remote import local
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +35,7 @@ def transformer(
     checkpoint saved as a folder opens with ``AutoModel.from_pretrained``.
 
     Args:
-        path: a folder with config.json and weights, or, with `download`, an id on the Hugging Face hub.
+        path: a folder with config.json and weights, ``hf://org/name``, or, with `download`, an id on the Hugging Face hub.
         pool: ``"mean"`` over tokens, or ``"first"`` (the [CLS] position).
         normalise: scale each feature vector to length ``sqrt(d)``, so that a head's step size suits any width.
         download: allow transformers to fetch an id that is not a local folder; nothing is fetched otherwise.
@@ -63,7 +66,7 @@ def loaded(
     folder = fetched(path, download=download, revision=revision)
     import torch
 
-    base = Checkpoint.read(folder, label=label or folder.name)
+    base = Checkpoint.read(folder, label=label or _called(path, folder))
     options = {} if pooling is None else {"add_pooling_layer": pooling}
     with _quiet():
         try:
@@ -140,7 +143,7 @@ def clip(
     names they have in the whole model, so vectors apply to the whole checkpoint. The text encoder stays as it is.
 
     Args:
-        path: a folder with config.json and weights, or, with `download`, an id on the Hugging Face hub.
+        path: a folder with config.json and weights, ``hf://org/name``, or, with `download`, an id on the Hugging Face hub.
         download, revision, label: as in `transformer`.
     Raises:
         MissingExtra: transformers or torch is not installed.
@@ -175,7 +178,7 @@ def clip(
 
     module = ImageEncoder().eval()
     names = [n for n, _ in module.named_parameters()]
-    whole = Checkpoint.read(folder, label=label or folder.name)
+    whole = Checkpoint.read(folder, label=label or _called(path, folder))
     absent = [n for n in names if n not in whole.names]
     if absent:
         raise KeyMismatch(f"{folder} lacks {len(absent)} parameters of the image encoder ({some(absent)}).")
@@ -377,13 +380,16 @@ def fetched(path: str | Path, *, download: bool, revision: str | None = None) ->
         InputError: no such folder and no download allowed, or the download failed.
         MissingExtra: huggingface_hub is not installed.
     """
+    if is_address(path):  # which says that it is to be fetched
+        address = parse_address(path)
+        return local(replace(address, revision=address.revision or revision))
     folder = Path(path)
     if folder.is_dir():
         return folder
     if not download:
         raise InputError(
             f"{path} is not a folder here. Give the folder of a transformers model (config.json and weights), or ask for "
-            "the hub with download=True."
+            f"the hub with hf://{path} or download=True."
         )
     try:
         from huggingface_hub import snapshot_download
@@ -399,6 +405,10 @@ def fetched(path: str | Path, *, download: bool, revision: str | None = None) ->
         return found
     except Exception as error:  # the hub's client raises many kinds; all mean that there is no folder
         raise InputError(f"cannot download {path}: {error}") from error
+
+
+def _called(path: str | Path, folder: Path) -> str:
+    return parse_address(path).name if is_address(path) else folder.name
 
 
 def _transformers(purpose: str) -> Any:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..address import is_address
 from ..errors import InputError, TaskvecError, UsageError, collecting, nearest, raise_all
 from ..files import exists
 from ..methods import METHODS
@@ -46,9 +47,11 @@ class Recipe:
         words = {w for text in (self.output, *self.define.values()) for w in re.findall(r"\w+", text)}
         return [n for n in self.read if n not in words]
 
-    def build(self) -> Value:
+    def build(self, *, fetch: bool = True) -> Value:
         """Open the inputs (headers only) and build the output, still lazy. All mistakes are raised as one error.
 
+        Args:
+            fetch: whether values of models on the hub may be fetched; else a vector of another base can go unnoticed.
         Raises:
             UsageError: the text is malformed, names an unknown input or method, or refers to itself.
             InputError: an input cannot be used.
@@ -57,7 +60,7 @@ class Recipe:
         for name, expected in self.sha256.items():
             with collecting(mistakes):
                 _check_hash(name, self.read[name], expected)
-        names = _Names(self.read, self.define, mistakes)
+        names = _Names(self.read, self.define, mistakes, fetch=fetch)
         value = parse_into(self.output, names, mistakes)
         for name in self.read if mistakes else ():  # a mistyped name may hide one that the next run would trip over
             names.get(name)
@@ -107,7 +110,7 @@ def load(path: str | Path) -> Recipe:
         for key in value:
             if key not in ("read", "sha256"):
                 wrong(f"let.{name} has the unknown key {key!r}.{nearest(str(key), ['read', 'sha256'])}")
-        read[name] = path.parent / value["read"]
+        read[name] = Path(value["read"]) if is_address(value["read"]) else path.parent / value["read"]
         if "sha256" in value:
             hashes[name] = str(value["sha256"])
     raise_all(mistakes)
@@ -129,8 +132,10 @@ def check_name(name: Any) -> str:
 class _Names(Mapping[str, "Value | Broken"]):
     """Names that are opened or computed when first used, each once; a definition may use others but not itself."""
 
-    def __init__(self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError]):
-        self._read, self._define, self._mistakes = read, define, mistakes
+    def __init__(
+        self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError], *, fetch: bool
+    ):
+        self._read, self._define, self._mistakes, self._fetch = read, define, mistakes, fetch
         self._known: dict[str, Value | Broken] = {}
         self._open: list[str] = []
 
@@ -144,7 +149,7 @@ class _Names(Mapping[str, "Value | Broken"]):
         found: Value | Broken = Broken()
         if name in self._read:
             with collecting(self._mistakes):
-                found = open_weights(self._read[name], label=name)
+                found = open_weights(self._read[name], label=name, fetch=self._fetch)
         elif name in self._define:
             self._open.append(name)
             found = parse_into(self._define[name], self, self._mistakes)
@@ -162,6 +167,10 @@ class _Names(Mapping[str, "Value | Broken"]):
 
 
 def _check_hash(name: str, path: Path, expected: str) -> None:
+    if is_address(path):
+        raise UsageError(
+            f"let.{name}: sha256 is checked for files; of a model on the hub name the commit: hf://org/name@COMMIT."
+        )
     if exists(path) and not path.is_file():
         raise UsageError(f"let.{name}: sha256 is checked for single files; {path} is not one.")
     found = sha256(path, fresh=True)

@@ -84,7 +84,8 @@ class Checkpoint(_Tensors):
 
     @classmethod
     def read(cls, path: str | Path, *, label: str | None = None) -> Checkpoint:
-        """Open a checkpoint: a safetensors file, a folder (one file or shards), ``.pt`` or ``.bin``. Reads headers only.
+        """Open a checkpoint: a safetensors file, a folder (one file or shards), ``.pt``, ``.bin`` or ``.gguf``, or a model
+        on the hub, ``hf://org/name@revision``. Reads headers only; values of the hub are fetched when they are first needed.
 
         Raises:
             NotACheckpoint: damaged, unsafe, or something else; also a task vector file (use `TaskVector.read`).
@@ -421,9 +422,9 @@ class Summary:
         return summarise(self.node)[self.node.key]
 
 
-def open_weights(path: str | Path, *, label: str | None = None) -> Checkpoint | TaskVector:
-    """A checkpoint or a task vector, whichever the file's metadata says; reads headers only."""
-    source = open_source(path, label)
+def open_weights(path: str | Path, *, label: str | None = None, fetch: bool = True) -> Checkpoint | TaskVector:
+    """A checkpoint or a task vector, whichever the file's metadata says; reads headers only (`fetch`: see `open_source`)."""
+    source = open_source(path, label, fetch=fetch)
     return _vector(source) if source.metadata.get(VECTOR_KIND) == "vector" else _point(source)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..address import parse_address
 from ..errors import plain
 from .graph import Node, walk
 from .lineage import root
@@ -51,6 +52,8 @@ def model_card(node: Node, info: Mapping[str, Any], beside: Iterable[str], confi
 
 def _published(source: Source) -> str:
     """The hub's name of a model that lies in its cache (models--org--name/snapshots/...), else the folder's name."""
+    if source.origin is not None:
+        return parse_address(source.origin).repo
     place = source.folder or (source.files[0] if source.files else None)
     if place is None:
         return source.label

@@ -31,14 +31,21 @@ class Base:
 
     @property
     def fingerprint(self) -> str | None:
-        return self.recorded if self.node is None else lineage(self.node)
+        if self.node is None:
+            return self.recorded
+        return lineage(self.node) if _ready(self.node) else None
 
     def same(self, other: Base) -> bool | None:
-        """Whether both are the same weights; None if one of them is unknown."""
+        """Whether both are the same weights; None if one of them is unknown, or is on the hub and only its headers are
+        looked at."""
         if self.node is not None and other.node is not None and root(self.node).key == root(other.node).key:
             return True
         mine, theirs = self.fingerprint, other.fingerprint
         return None if mine is None or theirs is None else mine == theirs
+
+
+def _ready(node: Node) -> bool:
+    return all(n.source is None or n.source.ready for n in graph.walk(root(node)))
 
 
 def root(node: Node) -> Node:

@@ -8,13 +8,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from .. import __version__
+from ..address import is_address
 from ..errors import StorageError, TaskvecError, UsageError, plain, raise_all
 from . import graph
 from .algebra import BASE_KEY, FORWARD_KEY, PARTIAL_KEY, VECTOR_KIND, Checkpoint, TaskVector
@@ -23,19 +24,12 @@ from .device import device as named
 from .dtypes import LONG_NAMES, TensorSpec, parse_dtype
 from .graph import Node
 from .lineage import root
-from .source import Source
+from .source import OPEN_CLIP, Source
 from .staging import held_bytes
 from .text import expression, size_text, source_names
 
 SHARD_SIZE = 5_000_000_000
 INFO = "taskvec.json"
-# What a model folder needs besides weights, by fixed names: nothing that a config mentions is opened.
-SIDE_FILES = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
-    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
-    "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json", "open_clip_config.json", "modules.json",
-    "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
-)  # fmt: skip
 
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")  # how configs call the number of layers
@@ -100,7 +94,7 @@ def checkpoint_output(
     files = (
         {"": spec}
         if path.suffix == ".safetensors"
-        else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size)
+        else plan_shards(spec, SHARD_SIZE if shard_size is None else shard_size, whole=_whole_name(point.node))
     )
     strict = on_nonfinite == "error"
     return Output(path, point.node, files, {"format": "pt"}, True, target, strict, named(device), beside or {}, card)
@@ -127,7 +121,15 @@ def vector_output(vector: TaskVector, path: Path, *, device: str | None = None) 
     return Output(path, vector.node, {"": spec}, metadata, False, device=named(device))
 
 
-def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, dict[str, TensorSpec]]:
+def _whole_name(node: Node) -> str:
+    """How the file of a folder that is not in shards is called: open_clip looks for its own name on the hub."""
+    source = root(node).source
+    return OPEN_CLIP if source is not None and source.file_names == (OPEN_CLIP,) else "model.safetensors"
+
+
+def plan_shards(
+    spec: Mapping[str, TensorSpec], shard_size: int, *, whole: str = "model.safetensors"
+) -> dict[str, dict[str, TensorSpec]]:
     """File name -> its tensors, in order, each file at most `shard_size` bytes unless one tensor is larger."""
     if shard_size <= 0:
         raise UsageError(f"the shard size is {shard_size}; it must be a positive number of bytes.")
@@ -140,7 +142,7 @@ def plan_shards(spec: Mapping[str, TensorSpec], shard_size: int) -> dict[str, di
         groups[-1][name] = tensor
         used += tensor.nbytes
     if len(groups) == 1:
-        return {"model.safetensors": groups[0]}
+        return {whole: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": g for i, g in enumerate(groups, 1)}
 
 
@@ -154,6 +156,9 @@ def check_output(path: Path, node: Node, need: int, *, overwrite: bool) -> None:
 
 
 def _obstacles(path: Path, node: Node, need: int, *, overwrite: bool) -> Iterator[TaskvecError]:
+    if is_address(path):
+        yield UsageError("the output is an address on the hub: write to a folder, then `taskvec push` it.")
+        return
     parent = path.absolute().parent
     for source in {id(s): s for s in sources(node)}.values():
         if path.exists() and any(path.samefile(f) or path.samefile(f.parent) for f in source.files):
@@ -199,13 +204,25 @@ def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
     origin = stacked = root(node)
     while origin.op is graph.STACK:
         origin = root(origin.inputs[0])
-    folder = origin.source.folder if origin.source is not None else None
-    found = {} if folder is None else {n: (folder / n).read_bytes() for n in SIDE_FILES if (folder / n).is_file()}
+    found = origin.source.beside() if origin.source is not None else {}
     if stacked is not origin and "config.json" in found:
         found["config.json"] = _tell_layers(found["config.json"], stacked)
     if dtype and "config.json" in found:
         found["config.json"] = _tell_dtype(found["config.json"], dtype)
     return found
+
+
+def with_derived(output: Output) -> Output:
+    """The output with the files that stand in for config and tokenizer where its origin is of a format without them."""
+    origin = root(output.node)
+    while origin.op is graph.STACK:
+        origin = root(origin.inputs[0])
+    if output.single or origin.source is None:
+        return output
+    found = {n: content for n, content in origin.source.derived().items() if n not in output.beside}
+    if output.dtype and "config.json" in found:
+        found["config.json"] = _tell_dtype(found["config.json"], output.dtype)
+    return replace(output, beside={**found, **output.beside})
 
 
 def _tell_layers(config: bytes, stacked: Node) -> bytes:
@@ -265,7 +282,10 @@ def recipe_of(output: Output, hashes: Mapping[Path, str]) -> dict[str, Any]:
 
 
 def _said_place(source: Source, target: Path) -> str | None:
-    """Where an input lies, seen from the folder of the output if it is below that, else its bare name."""
+    """Where an input lies: its address on the hub, else seen from the folder of the output if it is below that, else its
+    bare name."""
+    if source.origin is not None:
+        return source.origin
     place = source.folder or (source.files[0] if source.files else None)
     if place is None:
         return None

@@ -15,7 +15,7 @@ from .execute import default_threads, levels
 from .graph import Node, walk
 from .lineage import root
 from .names import stored_bytes
-from .text import Explanation, Match, OutputFacts, SourceFacts, expression, source_names
+from .text import Explanation, Match, OutputFacts, SourceFacts, expression, size_text, source_names
 
 if TYPE_CHECKING:
     from .algebra import Checkpoint, TaskVector
@@ -68,7 +68,7 @@ def explain(
     busy = sum(p.nanoseconds for p in passes) + _values(stored) * costs.write + to_write * costs.write_byte
     fused = sum(p.fused for p in passes)
     seconds = START_SECONDS + COMPILE_SECONDS * fused + busy / 1e9 / threads
-    held = sum(_bytes(n.spec) for n in sources.values() if n.source is not None and n.source.files)
+    held = sum(_bytes(n.spec) for n in sources.values() if n.source is not None and n.source.file_names)
     first = seconds + held / HASH_BYTES / threads + held / DISK_BYTES
     return Explanation(
         expression=expression(node, names),
@@ -138,14 +138,21 @@ def _facts(node: Node, name: str) -> SourceFacts:
     formats: dict[str, int] = {}
     for s in node.spec.values():
         formats[s.dtype] = formats.get(s.dtype, 0) + 1
-    files = tuple(f.name for f in node.source.files)
     return SourceFacts(
-        name, node.source.label, files, len(node.spec), _values(node.spec), stored_bytes(node.spec), formats
+        name,
+        node.source.label,
+        node.source.file_names,
+        len(node.spec),
+        _values(node.spec),
+        stored_bytes(node.spec),
+        formats,
     )
 
 
 def _notes(sources: Iterable[Node]) -> Iterable[str]:
     for n in sources:
+        if n.source is not None and n.source.missing:
+            yield f"{n.source.label} is {n.source.origin}: {size_text(n.source.missing)} to fetch when it is computed"
         if n.source is not None and n.source.tied:
             said = some(f"{a} = {b}" for a, b in n.source.tied.items())
             yield f"{len(n.source.tied)} tied in {n.source.label}, kept once: {said}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..address import is_address, parse_address
 from ..errors import (
     InputError,
     NotACheckpoint,
@@ -30,7 +31,23 @@ from ..files import exists
 from .dtypes import NAMES, TensorSpec
 from .safetensors import SafetensorsFile, unique
 
+# What a model folder needs besides weights, by fixed names: nothing that a config mentions is opened.
+SIDE_FILES = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "spiece.model", "chat_template.jinja", "chat_template.json", "open_clip_config.json", "modules.json",
+    "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json",
+    "video_preprocessor_config.json", "normalizer.json", "sentencepiece.bpe.model", "source.spm", "target.spm",
+    "tekken.json", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
+)  # fmt: skip
+TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+OPEN_CLIP = "open_clip_model.safetensors"
 SAMPLE = 64  # values hashed at the beginning, middle and end of each tensor
+
+
+def is_side_file(name: str) -> bool:
+    """Whether a file of a model folder comes along with an edit of the model."""
+    return name in SIDE_FILES or TEMPLATE.fullmatch(name) is not None
 
 
 class Source:
@@ -43,12 +60,41 @@ class Source:
     spec: Mapping[str, TensorSpec]
     files: tuple[Path, ...] = ()
     folder: Path | None = None
+    origin: str | None = None  # where it was published: its address on the hub, with the commit
+    ready: bool = True  # False: only headers are to be looked at
     metadata: Mapping[str, str] = {}
     tied: Mapping[str, str] = {}  # names left out because they are another name of the same tensor -> that name
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Values `start` to `stop` of a tensor, flat, in the stored format; the caller does not change them."""
         raise NotImplementedError
+
+    def fetch(self) -> None:
+        """Bring the values to this machine, where they are not yet."""
+
+    def beside(self) -> dict[str, bytes]:
+        """Config, tokenizer and the like: name -> content."""
+        folder = self.folder
+        if folder is None:
+            return {}
+        templates = [f.relative_to(folder).as_posix() for f in sorted(folder.glob("additional_chat_templates/*"))]
+        found = [n for n in (*SIDE_FILES, *filter(is_side_file, templates)) if (folder / n).is_file()]
+        if (folder / OPEN_CLIP).exists() and OPEN_CLIP not in self.file_names:  # it describes those weights, not these
+            found = [n for n in found if n != "open_clip_config.json"]
+        return {n: (folder / n).read_bytes() for n in found}
+
+    def derived(self) -> dict[str, bytes]:
+        """What stands in for such files where a format holds them in words of its own; recipes record them by their hash."""
+        return {}
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.files)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that must be fetched before values can be read."""
+        return 0
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,13 +209,22 @@ def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
     return tensor.view(odd[tensor.dtype]).numpy().view(target)
 
 
-def open_source(path: str | Path, label: str | None = None) -> Source:
-    """Open a safetensors file, a folder (one file or shards, or a LoRA adapter), or a ``.pt``/``.bin``; headers only.
+def open_source(path: str | Path, label: str | None = None, *, fetch: bool = True) -> Source:
+    """Open a safetensors file, a folder (one file or shards, or a LoRA adapter), a ``.pt``/``.bin`` or ``.gguf``, or a
+    model on the hub (``hf://org/name``); headers only.
 
+    Args:
+        path: what to open.
+        label: what it is called in messages and recipes.
+        fetch: whether values of a model on the hub may be fetched when they are asked for.
     Raises:
         InputError: the path does not exist or holds no weights.
         NotACheckpoint: the file is damaged, unsafe or something else.
     """
+    if is_address(path):
+        from .remote import open_remote  # which sees this module
+
+        return open_remote(parse_address(path), label, fetch=fetch)
     path = Path(path)
     # File names need not be text; labels go into headers, which must be.
     label = (label or path.stem or str(path)).encode("utf-8", "replace").decode()
@@ -184,6 +239,10 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
         return _open_folder(path, label)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return _open_pickles({path: None}, label, None, [])
+    if path.suffix == ".gguf":
+        from .gguf import GgufSource
+
+        return GgufSource(path, label)
     return FileSource([SafetensorsFile(path, str(path))], label)
 
 
@@ -211,7 +270,9 @@ def _open_adapter(folder: Path, label: str, part: str) -> Source:
 
 
 def readable(path: Path) -> bool:
-    """Whether there is something to open: a file, a folder, or a part of an adapter."""
+    """Whether there is something to open: a file, a folder, a part of an adapter, or an address on the hub."""
+    if is_address(path):
+        return True
     from .adapter import part_of
 
     return exists(path) or bool(part_of(path)[1])
@@ -345,8 +406,8 @@ def _inside(path: Path, folder: Path) -> bool:
     if real.parent == folder.resolve():
         return True
     # The Hugging Face cache keeps snapshots/<commit>/file -> ../../blobs/<hash>.
-    cache = folder.absolute().parent
-    return cache.name == "snapshots" and real.parent == (cache.parent / "blobs").resolve()
+    cache = next((p for p in folder.absolute().parents if p.name == "snapshots"), None)
+    return cache is not None and real.parent == (cache.parent / "blobs").resolve()
 
 
 def _check_index(

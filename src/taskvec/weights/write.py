@@ -27,7 +27,7 @@ from .execute import Block, blocks, bytes_per_value, in_order, summarise, whole_
 from .graph import Node
 from .hashes import hashing
 from .names import stored_bytes
-from .output import INFO, Output, check_output, recipe_of, side_files, sources
+from .output import INFO, Output, check_output, recipe_of, side_files, sources, with_derived
 from .produce import producer
 from .safetensors import layout
 from .staging import Staging, staged, sweep
@@ -50,6 +50,9 @@ def write(
     """
     sweep(output.path)
     check_output(output.path, output.node, stored_bytes(output.spec), overwrite=overwrite)
+    for source in sources(output.node):
+        source.fetch()
+    output = with_derived(output)
     files = [f for source in sources(output.node) for f in source.files]
     begun = _stats(files)
     with (
