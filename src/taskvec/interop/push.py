@@ -93,7 +93,7 @@ def push(
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     except ImportError:
-        raise missing_extra("huggingface_hub", "hf", f"pushing to {repo}") from None
+        raise missing_extra("huggingface_hub", "hub", f"pushing to {repo}") from None
     path, api = Path(path), HfApi()
     with in_words(Address(plan.repo, plan.revision)), _bars():
         try:

@@ -394,7 +394,7 @@ def fetched(path: str | Path, *, download: bool, revision: str | None = None) ->
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise missing_extra("huggingface_hub", "hf", f"downloading {path}") from None
+        raise missing_extra("huggingface_hub", "hub", f"downloading {path}") from None
     wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
         found = Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))

@@ -232,7 +232,7 @@ def _listed(address: Address) -> Listing | Path:
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError:
-        raise missing_extra("huggingface_hub", "hf", f"reading {address}") from None
+        raise missing_extra("huggingface_hub", "hub", f"reading {address}") from None
     try:
         with in_words(address):
             info = HfApi().model_info(address.repo, revision=address.revision, files_metadata=True)
