@@ -182,4 +182,4 @@ def test_what_cannot_be_read_is_said_in_words(models, tmp_path):
         ((code, _, err),) = run(env, tmp_path, ("explain", "hf://org/base"))
         assert code == 3 and "hf auth login" in err
         ((code, _, err),) = run(env, tmp_path, ("explain", "hf://org/base"), without=["huggingface_hub"])
-        assert code == 2 and "pip install 'taskvec[hf]'" in err
+        assert code == 2 and "pip install 'taskvec[hub]'" in err
