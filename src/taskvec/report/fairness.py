@@ -37,8 +37,7 @@ def fairness_section(result: FairnessResult) -> Section:
     first, last = result.rows[0], result.rows[-1]
     name, audit = _quoted(result.grouping), first.audit
     said = [
-        f"{count(audit.n, 'person')} of the test data".replace("persons", "people")
-        + f", {count(len(audit.groups), 'group')}"
+        f"{audit.n} people in the test data, {count(len(audit.groups), 'group')}"
         + (" that overlap" if audit.overlap else "")
         + (f"; {audit.missing} belong to no group and count overall only" if audit.missing else "")
         + f". ‘Selected’ is being predicted {clean(result.positive)}."
@@ -113,7 +112,7 @@ def _most_and_least(groups: Sequence[Group], gap: Gap) -> str:
 
 def _shown(gap: Gap) -> str:
     if gap.low > 0:
-        return "The interval leaves out 0: on this population the difference is no accident of the sample."
+        return "The interval leaves out 0: more than the chance of who is in the sample."
     return "The interval reaches 0: these data do not show a difference, nor that there is none."
 
 
@@ -181,7 +180,7 @@ def caveats(result: FairnessResult) -> list[str]:
             found.append(
                 f"Left out of gaps in {MEASURE_WORDS[measure]}: {_list([f'{_quoted(g.name)} ({g.left_out[measure]})' for g in part])}."
             )
-    thin = [g for g in audit.groups if "tpr" not in g.left_out and 0 < g.positives < audit.min_n]
+    thin = [g for g in audit.groups if "tpr" not in g.left_out and g.positives < audit.min_n]
     if thin:
         said = _list([f"{_quoted(g.name)} ({count(g.positives, 'positive')})" for g in thin])
         found.append(f"True positive rates of {said} rest on fewer than {audit.min_n} people.")
