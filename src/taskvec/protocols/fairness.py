@@ -162,6 +162,7 @@ def fairness(
                     f"{what} of {name!r}, which has no predictions; there are {', '.join(predictions)}."
                     f"{nearest(name, predictions)}"
                 )
+    _checked(labels, predictions, groups, positive)  # errors name the model
     told = []
     for name, predicted in predictions.items():
         audit = group_metrics(
