@@ -29,6 +29,7 @@ from ..errors import (
 from ..files import exists
 from .dtypes import NAMES, TensorSpec
 from .safetensors import SafetensorsFile, unique
+from .vocabulary import TOKENIZER_FILES, has_tokenizer
 
 SAMPLE = 64  # values hashed at the beginning, middle and end of each tensor
 
@@ -163,9 +164,28 @@ def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
     return tensor.view(odd[tensor.dtype]).numpy().view(target)
 
 
-def open_source(path: str | Path, label: str | None = None) -> Source:
+class TokenizerSource(Source):
+    """A folder that holds a tokenizer and no weights: a vocabulary to align others to."""
+
+    def __init__(self, folder: Path, label: str):
+        self.label, self.folder, self.spec = label, folder, {}
+        self.files = tuple(folder / n for n in TOKENIZER_FILES if (folder / n).is_file())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self.files:
+            digest.update(hashlib.blake2b(file.name.encode() + b"\0" + file.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def open_source(path: str | Path, label: str | None = None, *, tokenizer: bool = False) -> Source:
     """Open a safetensors file, a folder (one file or shards, or a LoRA adapter), or a ``.pt``/``.bin``; headers only.
 
+    Args:
+        path: the file or folder.
+        label: its name in messages.
+        tokenizer: also take a folder that holds a tokenizer and no weights.
     Raises:
         InputError: the path does not exist or holds no weights.
         NotACheckpoint: the file is damaged, unsafe or something else.
@@ -181,6 +201,8 @@ def open_source(path: str | Path, label: str | None = None) -> Source:
     if not exists(path):
         raise InputError(f"{path} does not exist.{_near(path)}")
     if path.is_dir():
+        if tokenizer and has_tokenizer(path) and not any(path.glob("*.safetensors*")) and not any(path.glob("*.bin*")):
+            return TokenizerSource(path, label)
         return _open_folder(path, label)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return _open_pickles({path: None}, label, None, [])
