@@ -14,6 +14,7 @@ from ..errors import InputError, KeyMismatch, UnknownName, UsageError, nearest, 
 from . import graph
 from .algebra import Checkpoint
 from .dtypes import TensorSpec
+from .gather import MEAN, PADDING, ZERO
 from .graph import Node
 from .lineage import root
 from .vocabulary import Vocabulary, apart, has_tokenizer, read_vocabulary, union
@@ -25,7 +26,6 @@ VOCABULARY = re.compile(
     r"|(^|\.)(lm_head(\.decoder)?|embed_out|predictions(\.decoder)?|vocab_projector|output_layer|generator_lm_head|lm_loss)"
     r"\.(weight|bias)$|^(output|head|proj_out)\.weight$|(^|\.)final_logits_bias$"
 )
-ZERO, MEAN, PADDING = -1, -2, -3  # rows that come from no single row
 
 Donor = Checkpoint | tuple[Checkpoint, str | int] | Literal[0] | None
 
