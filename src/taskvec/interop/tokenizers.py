@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, TaskvecError, UnknownName, UsageError, nearest, quoted
 from ..weights import Checkpoint
-from ..weights.aligned import rows_of, vocabulary_of, vocabulary_tensors
+from ..weights.aligned import plain_vocabulary, rows_of, vocabulary_of, vocabulary_tensors
+from ..weights.lineage import root
 from ..weights.output import side_files
-from ..weights.vocabulary import TOKENIZER_FILES, apart
+from ..weights.vocabulary import TOKENIZER_FILES, apart, has_tokenizer
 
 if TYPE_CHECKING:
     from .document import Names
@@ -136,18 +137,14 @@ def align(config: Config, names: Names, here: Path, notes: list[str]) -> dict[st
     """
     models = list(config.models)
     points = {m: _point(names, m) for m in models}
-    tables: dict[str, Mapping[str, int]] = {}
-    for m, p in points.items():
-        try:
-            tables[m] = vocabulary_of(p.node, m).tokens
-        except InputError:  # without a tokenizer; whether one is needed shows below
-            if _has_files(p):
-                raise
-    first = models[0]
     chosen = config.tokenizer
     if chosen is None:
-        _same(points, tables, notes)
+        found = {m: v.tokens for m, p in points.items() if (v := plain_vocabulary(p.node, m)) is not None}
+        _same(points, found, notes)
         return {}
+    # Without a tokenizer: whether one is needed shows below.
+    tables = {m: vocabulary_of(p.node, m).tokens for m, p in points.items() if has_tokenizer(_folder(p))}
+    first = models[0]
     if chosen.source == "base" and config.base is None:
         raise UsageError("the tokenizer source `base` needs `base_model`.")
     source = {"base": config.base, "union": None}.get(chosen.source, chosen.source)
@@ -186,14 +183,6 @@ def _point(names: Names, model: str) -> Checkpoint:
     value = names.values[names.of(model)]
     assert isinstance(value, Checkpoint)
     return value
-
-
-def _has_files(point: Checkpoint) -> bool:
-    from ..weights.lineage import root
-    from ..weights.vocabulary import has_tokenizer
-
-    source = root(point.node).source
-    return source is not None and has_tokenizer(source.folder)
 
 
 def _elsewhere(names: Names, source: str, here: Path) -> Checkpoint:
@@ -261,8 +250,6 @@ def template_files(config: Config, names: Names, value: Checkpoint, beside: Mapp
 
 
 def _folder(point: Checkpoint) -> Path | None:
-    from ..weights.lineage import root
-
     node = root(point.node)
     while node.inputs:
         node = root(node.inputs[0])

@@ -24,6 +24,7 @@ TOKENIZER_FILES = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
+PLAIN = ("tokenizer.json", "vocab.json", "vocab.txt")  # read without a library
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 LARGEST_ID = 10_000_000  # no embedding has so many rows; a table of places as long as a damaged file says is not made
 
@@ -62,9 +63,7 @@ class Vocabulary:
 
 
 def has_tokenizer(folder: Path | None) -> bool:
-    return folder is not None and any(
-        exists(folder / n) for n in ("tokenizer.json", "vocab.json", "vocab.txt", *PIECES)
-    )
+    return folder is not None and any(exists(folder / n) for n in (*PLAIN, *PIECES))
 
 
 def read_vocabulary(folder: Path, label: str) -> Vocabulary:
