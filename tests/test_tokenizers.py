@@ -178,6 +178,30 @@ def test_special_tokens_of_the_config_are_numbered_anew(models, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (models / "llama" / "a" / "tokenizer.json").read_bytes()
 
 
+def test_stacked_models_share_a_vocabulary(models, run_cli):
+    """Embedding of a, head of b: both have the rows of the union."""
+    text = """
+slices:
+  - sources: [{model: a, layer_range: [0, 2]}]
+  - sources: [{model: b, layer_range: [1, 2]}]
+merge_method: passthrough
+tokenizer_source: union
+"""
+    folder = models / "llama"
+    (folder / "stack.yml").write_text(text)
+    assert run_cli("edit", folder / "stack.yml", "-o", folder / "stacked")[0] == 0
+    tokens = read_vocabulary(folder / "stacked", "x").tokens
+    got = Checkpoint.read(folder / "stacked")
+    for name, model in (("model.embed_tokens.weight", "a"), ("lm_head.weight", "b")):
+        own, rows = read_vocabulary(folder / model, model).tokens, Checkpoint.read(folder / model).array(name)
+        for token, row in tokens.items():
+            if token in own:
+                np.testing.assert_array_equal(got.array(name)[row], rows[own[token]])
+    config = json.loads((folder / "stacked" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 3 and config["vocab_size"] == len(tokens)
+    assert run_cli("verify", folder / "stacked")[0] == 0
+
+
 def test_tokenizers_of_two_kinds_have_no_union(models):
     base, other = Checkpoint.read(models / "llama" / "base"), Checkpoint.read(models / "tied" / "a")
     with pytest.raises(InputError, match="one kind: .* BPE and .* Unigram"):
