@@ -202,6 +202,17 @@ tokenizer_source: union
     assert run_cli("verify", folder / "stacked")[0] == 0
 
 
+def test_a_sentencepiece_model_that_cannot_be_read_is_said(models, run_cli, tmp_path):
+    shutil.copytree(models / "tied" / "a", tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.json").unlink()
+    (tmp_path / "a" / "tokenizer.model").write_bytes(b"no pieces")
+    base, a = Checkpoint.read(models / "tied" / "a", label="base"), Checkpoint.read(tmp_path / "a")
+    with pytest.raises(InputError, match=r"transformers cannot read .*Save it as a fast tokenizer"):
+        aligned(a, base)
+    lets = ["--let", f"base={models / 'tied' / 'a'}", "--let", f"a={tmp_path / 'a'}"]
+    assert run_cli("edit", "base + 0.5 * (a - base)", *lets, "-o", tmp_path / "out")[0] == 0  # nobody asked for it
+
+
 def test_tokenizers_of_two_kinds_have_no_union(models):
     base, other = Checkpoint.read(models / "llama" / "base"), Checkpoint.read(models / "tied" / "a")
     with pytest.raises(InputError, match="one kind: .* BPE and .* Unigram"):

@@ -210,10 +210,10 @@ def _auto(folder: Path, path: Path) -> Any:
     except ImportError:
         raise missing_extra("transformers", "hf", f"reading {path}, a SentencePiece model,") from None
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds; all mean the same to a user
         raise InputError(
-            f"{path}: transformers cannot read this tokenizer ({type(error).__name__}). Save it as a fast tokenizer "
+            f"{path}: transformers cannot read this tokenizer ({type(error).__name__}; for SentencePiece it needs the library sentencepiece). Save it as a fast tokenizer "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...)), which gives a tokenizer.json."
         ) from None
 
