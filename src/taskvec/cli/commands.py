@@ -185,7 +185,7 @@ def edit(
     A YAML file is a recipe or a mergekit config, which runs as it is.
     """
     from ..weights import Checkpoint, kinship_notes
-    from ..weights.aligned import alignment_notes
+    from ..weights.agreement import alignment_notes
     from ..weights.device import device as check_device
     from ..weights.dtypes import parse_dtype
 
@@ -525,7 +525,7 @@ def report(results: Path, out: Path, title: str | None, every: bool, as_json: bo
 
 def _built(recipe: Any) -> Any:
     """The lazy value of a recipe, whose models agree on what their rows stand for."""
-    from ..weights.aligned import check_vocabularies
+    from ..weights.agreement import check_vocabularies
 
     value = recipe.build()
     if recipe.tokenizer is None:

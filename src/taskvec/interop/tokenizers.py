@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, TaskvecError, UnknownName, UsageError, nearest, quoted
 from ..weights import Checkpoint
-from ..weights.aligned import plain_vocabulary, rows_of, vocabulary_of, vocabulary_tensors
+from ..weights.agreement import plain_vocabulary
+from ..weights.aligned import rows_of, vocabulary_of, vocabulary_tensors
 from ..weights.lineage import root
 from ..weights.output import side_files
 from ..weights.vocabulary import TOKENIZER_FILES, apart, has_tokenizer

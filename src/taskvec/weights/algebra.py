@@ -135,7 +135,7 @@ class Checkpoint(_Tensors):
         try:
             same_names(floats(self.spec), floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
         except KeyMismatch as error:
-            from .aligned import tokens_apart  # which sees this module
+            from .agreement import tokens_apart  # which sees this module
 
             raise KeyMismatch(f"{error}{tokens_apart(self.node, other.node, self.label, other.label)}") from None
         label = _short(f"{self.label} - {other.label}")

@@ -38,8 +38,8 @@ def explain(
     Raises:
         UsageError, StorageError: the output cannot be as asked; all reasons in one error.
     """
+    from .agreement import alignment_notes
     from .algebra import Checkpoint
-    from .aligned import alignment_notes
 
     mistakes: list[TaskvecError] = []
     output = planned_output(
