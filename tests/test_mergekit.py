@@ -376,7 +376,13 @@ GOOD = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, par
         (GOOD.replace("{weight: 0.5}", "{}"), UsageError, "needs the parameter 'weight' for a"),
         (GOOD.replace("0.5", "[0.5, x]"), UsageError, "models[0].weight"),
         (GOOD.replace("[{model: a, parameters: {weight: 0.5}}]", "[]"), UsageError, "exactly one of models"),
-        (GOOD + "tokenizer_source: union\n", UsageError, "`union` is not available yet"),
+        (GOOD + "tokenizer_source: 3\n", UsageError, "tokenizer_source must be"),
+        (GOOD + "tokenizer: {sauce: base}\n", UnknownName, "Did you mean 'source'"),
+        (GOOD + "tokenizer: {tokens: {x: {source: {kind: odd}}}}\n", UsageError, "kind: zero"),
+        (GOOD + "tokenizer: {pad_to_multiple_of: 0}\n", UsageError, "positive whole number"),
+        (GOOD + "tokenizer: {source: base}\ntokenizer_source: base\n", UsageError, "both"),
+        (GOOD + "chat_template: chatml\n", UsageError, "not carried here"),
+        (GOOD + "chat_template: chatty\n", UsageError, "neither"),
         (GOOD.replace("task_arithmetic", "nearswap"), UsageError, "not available"),
         (GOOD.replace("task_arithmetic", "slerp"), UsageError, "needs the parameter 't'"),
         (
@@ -430,6 +436,7 @@ def test_the_tokenizer_of_a_named_model_comes_along(folder, run_cli):
     (folder / "out" / "tokenizer.json").write_text("{}")
     assert run_cli("verify", folder / "out")[0] == 5
     (folder / "a" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"x": 1, "y": 0}}}))
+    path.write_text(GOOD)
     with pytest.raises(InputError, match="differ in 2 tokens"):
         translate(path)
 

@@ -143,9 +143,17 @@ def _measured(path: Path) -> dict[str, Any]:
     return {"output": str(path), "tensors": len(vector.names), "values": values, "norm": vector.norm()}
 
 
+_tokenizer = click.option(
+    "--tokenizer",
+    metavar="NAME|union|none",
+    help="Whose vocabulary, where those of the inputs differ; their embeddings are matched by token (none: by number).",
+)
+
+
 @cli.command(short_help="Compute an edited checkpoint and write it.")
 @click.argument("edit", metavar="EXPRESSION|RECIPE.yaml")
 @_let
+@_tokenizer
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="A folder, or a *.safetensors file.")
 @click.option("--dtype", help="Number format of the output, for example bfloat16; else each tensor keeps its own.")
 @click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
@@ -157,8 +165,8 @@ def _measured(path: Path) -> dict[str, Any]:
 @_device
 @_json
 def edit(
-    edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, dry_run: bool,
-    allow_nonfinite: bool, no_card: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
+    edit: str, lets: tuple[str, ...], tokenizer: str | None, out: Path | None, dtype: str | None, shard_size: str | None,
+    dry_run: bool, allow_nonfinite: bool, no_card: bool, overwrite: bool, threads: int | None, device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute an edited checkpoint (or task vector) and write it.
 
@@ -174,10 +182,12 @@ def edit(
       rebase(v, base)               use a vector with another base than its own
       scale_by(v, {'*.mlp.*': 0.5}) coefficients by name, or a list over the layers
       stack([a, 0, 8], [b, 4, 12])  blocks of several checkpoints on top of each other
+      aligned(a, base)              embeddings in the vocabulary of base; [base, b]: in the union
 
     A YAML file is a recipe or a mergekit config, which runs as it is.
     """
     from ..weights import Checkpoint, kinship_notes
+    from ..weights.agreement import alignment_notes
     from ..weights.device import device as check_device
     from ..weights.dtypes import parse_dtype
     from ..weights.output import sources
@@ -186,10 +196,10 @@ def edit(
     check_device(device)
     if dry_run:
         facts = _planned(
-            edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
+            edit, lets, tokenizer=tokenizer, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
         )  # fmt: skip
         return _show_explanation(facts, as_json)
-    recipe, value, beside = _value(edit, lets, fetch=False)
+    recipe, value, beside = _value(edit, lets, tokenizer, fetch=False)
     dtype = dtype or recipe.dtype
     if dtype:
         parse_dtype(dtype)
@@ -206,9 +216,9 @@ def edit(
         mistakes: list[TaskvecError] = []
         planned_output(value, mistakes, dtype=dtype, out=out, shard_size=size, overwrite=overwrite)
         raise_all(mistakes)
-        value = recipe.build()
+        value = _built(recipe)
     how: dict[str, Any] = {"overwrite": overwrite, "threads": threads, "device": device}
-    notes = kinship_notes(value.node)
+    notes = [*kinship_notes(value.node), *alignment_notes(value.node)]
     for text in notes:
         note(text)
     with progress(value) as step:
@@ -231,6 +241,7 @@ def edit(
 @cli.command(short_help="Say what an edit would do, from headers only.")
 @click.argument("edit", metavar="EXPRESSION|RECIPE.yaml|PATH")
 @_let
+@_tokenizer
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="Where it would be written: looks at the disk too.")
 @click.option("--dtype", help="Number format of the output, for example bfloat16.")
 @click.option("--shard-size", help="Bytes per file of a folder, for example 5GB (the default).")
@@ -238,8 +249,8 @@ def edit(
 @_threads
 @_json
 def explain(
-    edit: str, lets: tuple[str, ...], out: Path | None, dtype: str | None, shard_size: str | None, overwrite: bool,
-    threads: int | None, as_json: bool,
+    edit: str, lets: tuple[str, ...], tokenizer: str | None, out: Path | None, dtype: str | None, shard_size: str | None,
+    overwrite: bool, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Say what an edit would do, from headers only: inputs and how they match, passes, bytes, disk, memory, time.
 
@@ -250,14 +261,14 @@ def explain(
     taskvec explain cars.safetensors
     """
     facts = _planned(
-        edit, lets, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
+        edit, lets, tokenizer=tokenizer, out=out, dtype=dtype, shard_size=shard_size, overwrite=overwrite, threads=threads
     )  # fmt: skip
     _show_explanation(facts, as_json)
 
 
 def _planned(
-    edit: str, lets: tuple[str, ...], *, out: Path | None = None, dtype: str | None = None, shard_size: str | None = None,
-    overwrite: bool = False, threads: int | None = None,
+    edit: str, lets: tuple[str, ...], *, tokenizer: str | None = None, out: Path | None = None, dtype: str | None = None,
+    shard_size: str | None = None, overwrite: bool = False, threads: int | None = None,
 ) -> Any:  # fmt: skip
     """What an edit would do (`Explanation`), or one error with all that is wrong with it."""
     from ..weights import open_weights
@@ -272,9 +283,9 @@ def _planned(
         if _is_weights(edit, lets):
             value = open_weights(edit, fetch=False)
         else:
-            recipe, _, account = _recipe(edit, lets)
+            recipe, _, account = _recipe(edit, lets, tokenizer)
             dtype = dtype or recipe.dtype
-            value = recipe.build(fetch=False)
+            value = _built(recipe, fetch=False)
     if value is None:
         planned_output(None, mistakes, dtype=dtype, out=out, shard_size=size, overwrite=overwrite)
     else:
@@ -550,7 +561,7 @@ def methods(name: str | None, as_json: bool) -> None:
         for n, doc in table.items():
             print(f"{n:<{width}}  {doc.splitlines()[0]}")
         print(
-            "\n`taskvec methods NAME` explains one: equation, hyper-parameters, source, example, variants. Beside methods, expressions know restrict, shared, rebase, scale_by, as_vector and stack: see `taskvec edit --help`."
+            "\n`taskvec methods NAME` explains one: equation, hyper-parameters, source, example, variants. Beside methods, expressions know restrict, shared, rebase, scale_by, as_vector, stack and aligned: see `taskvec edit --help`."
         )
 
 
@@ -590,22 +601,34 @@ def report(results: Path, out: Path, title: str | None, every: bool, as_json: bo
         print(f"{plain(out)}: {len(found)} results")
 
 
-def _value(edit: str, lets: tuple[str, ...], *, fetch: bool = True) -> tuple[Any, Any, Any]:
-    """The recipe, its lazy value, and files that go beside it, from an expression or a YAML file."""
-    recipe, beside, _ = _recipe(edit, lets)
+def _built(recipe: Any, *, fetch: bool = True) -> Any:
+    """The lazy value of a recipe, whose models agree on what their rows stand for."""
+    from ..weights.agreement import check_vocabularies
+
     value = recipe.build(fetch=fetch)
+    if recipe.tokenizer is None:
+        check_vocabularies(value.node)
+    return value
+
+
+def _value(edit: str, lets: tuple[str, ...], tokenizer: str | None, *, fetch: bool = True) -> tuple[Any, Any, Any]:
+    """The recipe, its lazy value, and files that go beside it, from an expression or a YAML file."""
+    recipe, beside, _ = _recipe(edit, lets, tokenizer)
+    value = _built(recipe, fetch=fetch)
     for name in recipe.unused():
         note(f"{name} is named but not used.")
     return recipe, value, beside
 
 
-def _recipe(edit: str, lets: tuple[str, ...]) -> tuple[Any, dict[str, bytes], str | None]:
+def _recipe(
+    edit: str, lets: tuple[str, ...], tokenizer: str | None = None
+) -> tuple[Any, dict[str, bytes], str | None]:  # fmt: skip
     """The recipe of an expression or a YAML file; for a mergekit config files that go beside, and the recipe it becomes."""
     from ..recipe import Recipe, load
 
     read = _lets(lets)
     if not edit.endswith((".yaml", ".yml")):
-        return Recipe(edit, read), {}, None
+        return Recipe(edit, read, tokenizer=tokenizer), {}, None
     from ..interop import recognises, translate
 
     translation = translate(edit) if recognises(edit) else None
@@ -618,7 +641,10 @@ def _recipe(edit: str, lets: tuple[str, ...]) -> tuple[Any, dict[str, bytes], st
     ]
     raise_all(mistakes)
     beside, account = (dict(translation.beside), str(translation)) if translation else ({}, None)
-    return Recipe(recipe.output, {**recipe.read, **read}, recipe.define, recipe.dtype, recipe.sha256), beside, account
+    if translation and tokenizer:
+        raise UsageError(f"--tokenizer: {edit} is a mergekit config; say it there (tokenizer_source).")
+    whole = replace(recipe, read={**recipe.read, **read}, tokenizer=tokenizer or recipe.tokenizer)
+    return whole, beside, account
 
 
 def _lets(lets: tuple[str, ...]) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
 from ..recipe import documents
 from ..weights.layers import between
+from .tokenizers import Tokenizer, check_template, read_tokenizer
 
 Settings = Mapping[str, Any]  # parameter -> number, gradient, or list of {filter, value}
 
@@ -70,9 +71,10 @@ class Config:
     base: str | None
     parameters: Settings
     dtype: str | None
-    tokenizer: str | None
+    tokenizer: Tokenizer | None
     name: str | None
     notes: tuple[str, ...] = ()
+    template: str | None = None  # of chats: `auto`, or its text
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -211,38 +213,12 @@ def _config(table: Mapping[str, Any], said: str) -> Config:
     dtype, out = (text(k, table.get(k)) for k in ("dtype", "out_dtype"))
     if dtype not in (None, "float32"):
         notes.append(f"dtype: {dtype} is the format of the output here; the arithmetic is in float32.")
-    tokenizer = _tokenizer(table, wrong, notes)
+    tokenizer, template = read_tokenizer(table, wrong), check_template(table.get("chat_template"), wrong)
     raise_all(mistakes)
     return Config(
         str(method), tuple(slices), base, shared, out or dtype, tokenizer, text("name", table.get("name")),
-        tuple(dict.fromkeys(notes)),
+        tuple(dict.fromkeys(notes)), template,
     )  # fmt: skip
-
-
-def _tokenizer(table: Mapping[str, Any], wrong: Any, notes: list[str]) -> str | None:
-    """`base`, or a model whose tokenizer files the output gets."""
-    given = table.get("tokenizer")
-    source = table.get("tokenizer_source")
-    if given is not None:
-        given = given if isinstance(given, dict) else {}
-        for key in given:
-            if key not in ("source", "tokens", "pad_to_multiple_of"):
-                wrong(f"tokenizer has the unknown key {key!r}; it has source, tokens, pad_to_multiple_of.", UnknownName)
-        if given.get("tokens") or given.get("pad_to_multiple_of"):
-            wrong("tokenizer.tokens and pad_to_multiple_of, which change the vocabulary, are not available yet.")
-        if source is not None:
-            wrong("tokenizer_source and tokenizer cannot both be given.")
-        source = given.get("source")
-    if source == "union":
-        wrong("the tokenizer source `union` is not available yet; name `base` or one of the models.")
-    if source is not None and not isinstance(source, str):
-        wrong(f"the tokenizer source must be `base` or a model, got {source!r}.")
-    template = table.get("chat_template")
-    if template is not None:
-        if template != "auto":
-            wrong("`chat_template` other than auto is not available yet; put chat_template.jinja into the output.")
-        notes.append("chat_template: auto is the tokenizer's own template here.")
-    return source if isinstance(source, str) else None
 
 
 def _malformed(value: Any) -> str:

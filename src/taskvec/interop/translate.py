@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ..address import is_address, parse_address
 from ..errors import TaskvecError, UsageError, collecting, raise_all, some
-from ..recipe import Recipe
-from ..weights.remote import local
+from ..recipe import Recipe, parse
+from ..weights import Checkpoint
 from .document import Document, Names
 from .mergekit import Config, read_configs
-from .tokenizers import tokenizer_files
+from .tokenizers import align, template_files
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,18 @@ def translate(path: str | Path) -> Translation:
     configs = _in_order(read_configs(path), path)
     names = Names(path.parent)
     notes: list[str] = []
-    text = ""
+    text, beside = "", {}
     for config in configs:
         mistakes: list[TaskvecError] = []
         for model in config.models:
             with collecting(mistakes):
                 names.of(model)
         raise_all(mistakes)
+        plain = dict(names.said)
+        beside = align(config, names, path.parent, notes)
         text = Document(config, names, notes).text()
+        names.said.clear()
+        names.said.update(plain)  # in another document the same models may have another vocabulary
         notes += config.notes
         if config is not configs[-1]:
             assert config.name is not None
@@ -58,21 +62,16 @@ def translate(path: str | Path) -> Translation:
             if config.dtype:
                 notes.append(f"{config.name} is no file of its own: it is not rounded to {config.dtype} on the way.")
     last = configs[-1]
-    wanted = last.models if last.tokenizer is not None else ()
-    folders = {m: f for m in wanted if (f := _folder(m, names)) is not None}
     recipe = Recipe(text, names.read, names.define, last.dtype)
-    return Translation(recipe, tuple(dict.fromkeys(notes)), tokenizer_files(last, folders, path.parent))
+    if last.template is not None:
+        value = parse(text, names.values)
+        assert isinstance(value, Checkpoint)
+        beside |= template_files(last, names, value, beside)
+    return Translation(recipe, tuple(dict.fromkeys(notes)), beside)
 
 
 def _said(path: Path) -> str:
     return str(parse_address(path)) if is_address(path) else str(path)
-
-
-def _folder(model: str, names: Names) -> Path | None:
-    place = names.read.get(names.said.get(model.partition("+")[0], ""))
-    if place is not None and is_address(place):
-        return local(parse_address(place), weights=False)
-    return place if place is not None and place.is_dir() else None
 
 
 def _in_order(configs: list[Config], path: Path) -> list[Config]:

@@ -10,6 +10,7 @@ An expression: ``base + 0.7 * ties([cars, dtd], density=0.2)``. The same as a fi
       dtd: {read: dtd.safetensors}
     output: base + 0.7 * ties([cars, dtd], density=0.2)
     dtype: bfloat16                      # optional
+    tokenizer: union                     # optional: whose vocabulary, where those of the inputs differ; an input or union
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from ..address import is_address
-from ..errors import InputError, TaskvecError, UsageError, collecting, nearest, raise_all
+from ..errors import InputError, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
 from ..files import exists
 from ..methods import METHODS
-from ..weights import open_weights
+from ..weights import Checkpoint, TaskVector, aligned, open_weights
 from ..weights.hashes import sha256
 from .expression import FUNCTIONS, LONGEST, Broken, Value, parse, parse_into
 
 __all__ = ["FUNCTIONS", "LONGEST", "Recipe", "check_name", "documents", "load", "parse"]
+
+
+UNION, BY_NUMBER = "union", "none"  # what `tokenizer` can be beside an input
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,12 @@ class Recipe:
     define: Mapping[str, str] = field(default_factory=dict)
     dtype: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
 
     def unused(self) -> list[str]:
         """Inputs that neither the output nor a definition mentions."""
         words = {w for text in (self.output, *self.define.values()) for w in re.findall(r"\w+", text)}
-        return [n for n in self.read if n not in words]
+        return [n for n in self.read if n not in words and n != self.tokenizer]
 
     def build(self, *, fetch: bool = True) -> Value:
         """Open the inputs (headers only) and build the output, still lazy. All mistakes are raised as one error.
@@ -60,13 +65,25 @@ class Recipe:
         for name, expected in self.sha256.items():
             with collecting(mistakes):
                 _check_hash(name, self.read[name], expected)
-        names = _Names(self.read, self.define, mistakes, fetch=fetch)
+        names = _Names(self.read, self.define, mistakes, self._aligned_to(), fetch=fetch)
         value = parse_into(self.output, names, mistakes)
         for name in self.read if mistakes else ():  # a mistyped name may hide one that the next run would trip over
             names.get(name)
         raise_all(mistakes)
         assert not isinstance(value, Broken)
         return value
+
+    def _aligned_to(self) -> tuple[str, list[str]] | None:
+        """The vocabulary that all inputs get, and the inputs in the order of their use: the base comes first."""
+        if self.tokenizer in (None, BY_NUMBER):
+            return None
+        if self.tokenizer != UNION and self.tokenizer not in self.read:
+            raise UnknownName(
+                f"the tokenizer {self.tokenizer!r} is none of the inputs {', '.join(self.read)}; it can be one of them, {UNION} or "
+                f"{BY_NUMBER}.{nearest(str(self.tokenizer), self.read)}"
+            )
+        used = re.findall(r"\w+", self.output)
+        return str(self.tokenizer), sorted(self.read, key=lambda n: used.index(n) if n in used else len(used))
 
 
 def load(path: str | Path) -> Recipe:
@@ -82,13 +99,18 @@ def load(path: str | Path) -> Recipe:
     def wrong(text: str) -> None:
         mistakes.append(UsageError(f"{path}: {text}"))
 
-    known = {"recipe", "let", "output", "dtype"}
+    known = {"recipe", "let", "output", "dtype", "tokenizer"}
     for key in table:
         if key not in known:
-            wrong(f"unknown key {key!r}; a recipe has recipe, let, output and dtype.{nearest(str(key), known)}")
+            wrong(
+                f"unknown key {key!r}; a recipe has recipe, let, output, dtype and tokenizer.{nearest(str(key), known)}"
+            )
     if table.get("recipe") != 1 or isinstance(table["recipe"], bool):
         wrong(f"expected `recipe: 1` (the version of the format), got {table.get('recipe')!r}.")
     output, let, dtype = table.get("output"), table.get("let", {}), table.get("dtype")
+    tokenizer = table.get("tokenizer")
+    if not isinstance(tokenizer, (str, type(None))):
+        wrong(f"`tokenizer` must be an input, {UNION} or {BY_NUMBER}, got {tokenizer!r}.")
     if not isinstance(output, str):
         wrong(f"`output` must be an expression such as `base + 0.4 * cars`, got {output!r}.")
     if not isinstance(let, dict):
@@ -114,7 +136,7 @@ def load(path: str | Path) -> Recipe:
         if "sha256" in value:
             hashes[name] = str(value["sha256"])
     raise_all(mistakes)
-    return Recipe(str(output), read, define, dtype, hashes)
+    return Recipe(str(output), read, define, dtype, hashes, tokenizer)
 
 
 def check_name(name: Any) -> str:
@@ -133,9 +155,12 @@ class _Names(Mapping[str, "Value | Broken"]):
     """Names that are opened or computed when first used, each once; a definition may use others but not itself."""
 
     def __init__(
-        self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError], *, fetch: bool
-    ):
-        self._read, self._define, self._mistakes, self._fetch = read, define, mistakes, fetch
+        self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError],
+        aligned_to: tuple[str, list[str]] | None = None, *, fetch: bool = True,
+    ):  # fmt: skip
+        self._aligned_to, self._fetch = aligned_to, fetch
+        self._opened: dict[str, Value | Broken] = {}
+        self._read, self._define, self._mistakes = read, define, mistakes
         self._known: dict[str, Value | Broken] = {}
         self._open: list[str] = []
 
@@ -148,8 +173,9 @@ class _Names(Mapping[str, "Value | Broken"]):
             return Broken()
         found: Value | Broken = Broken()
         if name in self._read:
-            with collecting(self._mistakes):
-                found = open_weights(self._read[name], label=name, fetch=self._fetch)
+            found = self._open_input(name)
+            if self._aligned_to and isinstance(found, Checkpoint) and found.spec:
+                found = self._align(found, *self._aligned_to)
         elif name in self._define:
             self._open.append(name)
             found = parse_into(self._define[name], self, self._mistakes)
@@ -158,6 +184,27 @@ class _Names(Mapping[str, "Value | Broken"]):
             raise KeyError(name)
         self._known[name] = found
         return found
+
+    def _open_input(self, name: str) -> Value | Broken:
+        if name not in self._opened:
+            self._opened[name] = Broken()
+            with collecting(self._mistakes):
+                self._opened[name] = open_weights(self._read[name], label=name, fetch=self._fetch)
+        return self._opened[name]
+
+    def _align(self, point: Checkpoint, tokenizer: str, order: list[str]) -> Value | Broken:
+        """An input in the vocabulary of all: tokens that it lacks get the base's row, else the mean of those that have them."""
+        points = [p for p in map(self._open_input, order) if isinstance(p, Checkpoint)]
+        donors = [p for p in points if p.spec]
+        to = donors if tokenizer == UNION else self._open_input(tokenizer)
+        out: Value | Broken = Broken()
+        if isinstance(to, TaskVector):
+            self._mistakes.append(UsageError(f"the tokenizer {tokenizer!r} is a task vector, which has none."))
+        elif not isinstance(to, Broken):
+            with collecting(self._mistakes):
+                own = isinstance(to, list) or to is donors[0]  # the vocabulary's owners are the donors, the base first
+                out = aligned(point, to, donors=None if own else donors)
+        return out
 
     def __iter__(self):
         return iter([*self._read, *self._define])

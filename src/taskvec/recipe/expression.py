@@ -15,16 +15,18 @@ from typing import Any
 from ..errors import NotLinear, TaskvecError, UnknownName, UsageError, collecting, nearest, raise_all
 from ..methods import METHODS
 from ..select import matching
-from ..weights import Checkpoint, TaskVector, as_vector, scale_by, stack
+from ..weights import Checkpoint, TaskVector, aligned, as_vector, scale_by, stack
 from ..weights.graph import combine
 from ..weights.lineage import Base
 
+ALIGNED = "aligned(a, [base, b], donors=[base], missing='mean', tokens={'<x>': b, '<y>': [b, '<z>']}, force=['<x>'], pad_to_multiple_of=8)"
 Value = Checkpoint | TaskVector
 LONGEST = 200_000  # characters of one expression; hyper-parameters of their own for every tensor take a good part of it
-FUNCTIONS = ("restrict", "shared", "rebase", "scale_by", "as_vector", "stack")
+FUNCTIONS = ("restrict", "shared", "rebase", "scale_by", "as_vector", "stack", "aligned")
 EXAMPLES = {
     "restrict": "restrict(v, '*.attn.*')", "shared": "shared(tuned, base)", "rebase": "rebase(v, base)",
     "scale_by": "scale_by(v, {'*.mlp.*': 0.5})", "as_vector": "as_vector(a, base)", "stack": "stack([a, 0, 8], [b, 4, 12])",
+    "aligned": "aligned(a, base), aligned(a, [base, b])",
 }  # fmt: skip
 
 
@@ -303,6 +305,8 @@ def _whole(node: ast.expr, number: float, method: str, word: str) -> int:
 def _function(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
     if name == "stack":
         return _stack(args, keywords, scope)
+    if name == "aligned":
+        return _aligned(args, keywords, scope)
     if len(args) != 2 or keywords:
         raise UsageError(f"{name} takes two arguments: {EXAMPLES[name]}.")
     first = _build(args[0], scope)
@@ -346,6 +350,66 @@ def _stack(args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> 
     if keywords:
         scope.wrong(UsageError(f"stack takes no hyper-parameters: {EXAMPLES['stack']}."))
     return stack(*pieces) if len(pieces) == len(args) and not keywords else Broken()
+
+
+def _aligned(args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
+    """``aligned(a, base)``, ``aligned(a, [base, b], donors=[base], missing='mean', tokens={'<x>': b}, pad_to_multiple_of=8)``"""
+    before = len(scope.mistakes)
+
+    def wrong(text: str) -> None:
+        scope.wrong(UsageError(f"aligned: {text}"))
+
+    def point(node: ast.expr) -> Checkpoint | None:
+        value = _build(node, scope)
+        if not isinstance(value, (Checkpoint, Broken)):
+            wrong(f"{scope.said(node)!r} is no checkpoint.")
+        return value if isinstance(value, Checkpoint) else None
+
+    def points(node: ast.expr) -> list[Checkpoint | None]:
+        return [point(e) for e in (node.elts if isinstance(node, (ast.List, ast.Tuple)) else [node])]
+
+    def donor(node: ast.expr) -> Any:
+        match node:
+            case ast.Constant(value=None | 0 as plain) if not isinstance(plain, bool):
+                return plain
+            case ast.List(elts=[of, ast.Constant(value=str() | int() as like)]):
+                return point(of), like
+        return point(node)
+
+    given: dict[str, Any] = {}
+    for word in keywords:
+        match word.arg, word.value:
+            case name, _ if name in given:
+                wrong(f"{name} is given twice.")
+            case "donors", ast.List() as value:
+                given["donors"] = points(value)
+            case "missing", ast.Constant(value=str() as value):
+                given["missing"] = value
+            case "pad_to_multiple_of", ast.Constant(value=int() as value):
+                given["pad_to_multiple_of"] = value
+            case "force", ast.List(elts=parts) if all(
+                isinstance(e, ast.Constant) and isinstance(e.value, str) for e in parts
+            ):
+                given["force"] = [e.value for e in parts if isinstance(e, ast.Constant)]
+            case "tokens", ast.Dict(keys=keys, values=values) if all(
+                isinstance(k, ast.Constant) and isinstance(k.value, str) for k in keys
+            ):
+                given["tokens"] = {
+                    k.value: donor(v) for k, v in zip(keys, values, strict=True) if isinstance(k, ast.Constant)
+                }
+            case name, _ if name in ("donors", "missing", "pad_to_multiple_of", "force", "tokens"):
+                wrong(f"{name} is wrong; write {ALIGNED}.")
+            case name, _:
+                wrong(f"there is no {name!r}; it has donors, missing, tokens, force and pad_to_multiple_of.")
+    if len(args) != 2:
+        wrong(f"it takes a checkpoint and whose vocabulary it shall have: {EXAMPLES['aligned']}.")
+        return Broken()
+    first, to = point(args[0]), points(args[1])
+    known = [first, *to, *given.get("donors", ())]
+    if len(scope.mistakes) > before or any(p is None for p in known):
+        return Broken()
+    owners: Any = to if isinstance(args[1], (ast.List, ast.Tuple)) else to[0]
+    return aligned(first, owners, **given)  # type: ignore[arg-type]
 
 
 def _amounts(node: ast.expr, scope: _Scope) -> Any:

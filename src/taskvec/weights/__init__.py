@@ -4,6 +4,7 @@ Knows nothing of modules, tasks or training, and imports no torch (a `.pt` file 
 """
 
 from .algebra import Checkpoint, TaskVector, lift, named, open_weights
+from .aligned import aligned
 from .compare import Comparison, compare, kinship_notes, relative_distance
 from .dtypes import TensorSpec
 from .graph import Op
@@ -18,6 +19,7 @@ __all__ = [
     "Op",
     "TaskVector",
     "TensorSpec",
+    "aligned",
     "as_vector",
     "compare",
     "explain",

@@ -117,6 +117,10 @@ class Checkpoint(_Tensors):
         lineage_ = Base(other.label, node=other.node)
         for point in (self, other):
             if not floats(point.spec):
+                if not point.spec:
+                    raise InputError(
+                        f"cannot subtract {other.label} from {self.label}: {point.label} holds no weights."
+                    )
                 kinds = ", ".join(sorted({s.dtype for s in point.spec.values()})) or "none"
                 raise InputError(
                     f"cannot subtract {other.label} from {self.label}: {point.label} has no floating-point tensor (formats: "
@@ -129,7 +133,12 @@ class Checkpoint(_Tensors):
                 graph.combine(parts, spec), lineage_, _short(f"{self.label} - {other.label}"), self.partial
             )
         partial = self.partial or other.partial
-        same_names(floats(self.spec), floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
+        try:
+            same_names(floats(self.spec), floats(other.spec), self.label, other.label, "subtract", subset=self.partial)
+        except KeyMismatch as error:
+            from .agreement import tokens_apart  # which sees this module
+
+            raise KeyMismatch(f"{error}{tokens_apart(self.node, other.node, self.label, other.label)}") from None
         label = _short(f"{self.label} - {other.label}")
         return TaskVector(graph.difference(self.node, other.node), lineage_, label, partial)
 
@@ -423,8 +432,9 @@ class Summary:
 
 
 def open_weights(path: str | Path, *, label: str | None = None, fetch: bool = True) -> Checkpoint | TaskVector:
-    """A checkpoint or a task vector, whichever the file's metadata says; reads headers only (`fetch`: see `open_source`)."""
-    source = open_source(path, label, fetch=fetch)
+    """A checkpoint or a task vector, whichever the file's metadata says; reads headers only (`fetch`: see `open_source`). A folder
+    with a tokenizer alone is a checkpoint without tensors, for `aligned`."""
+    source = open_source(path, label, fetch=fetch, tokenizer=True)
     return _vector(source) if source.metadata.get(VECTOR_KIND) == "vector" else _point(source)
 
 

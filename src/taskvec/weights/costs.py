@@ -84,7 +84,7 @@ def one_pass(group: list[Node]) -> Pass:
         if n.op is graph.READ:
             count["read_byte"] += sum(s.nbytes for name, s in n.spec.items() if name in wanted or name in old)
             count["read"] += values(n.spec)
-        elif n.op in (graph.RESTRICT, graph.RENAME, graph.REBASE, graph.AS_VECTOR):
+        elif n.op in (graph.RESTRICT, graph.RENAME, graph.REBASE, graph.AS_VECTOR, graph.ALIGN):
             visit(n.inputs[0])
         elif n.op is graph.STACK:
             for m in n.inputs:

@@ -19,7 +19,8 @@ import numpy as np
 from ..errors import NonFinite
 from .device import CPU, Device
 from .dtypes import DTYPES, all_finite, widen
-from .graph import AS_VECTOR, COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node, reads, walk
+from .gather import Block, gather
+from .graph import ALIGN, AS_VECTOR, COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node, reads, walk
 
 BLOCK = 1 << 18  # values; half a megabyte of bfloat16 a stream stays in cache
 Values = Mapping[str, Any]  # summary key -> value (or {name: value} where the summary is per tensor)
@@ -38,15 +39,6 @@ def keep_pages() -> None:
     the time goes into page faults (3.2 of 5.2 CPU seconds on three 265 MB models).
     """
     np.empty(31 << 20, np.uint8)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A range of one tensor's flat values."""
-
-    name: str
-    start: int
-    stop: int
 
 
 def whole_tensors(node: Node) -> bool:
@@ -97,7 +89,11 @@ def _compute(node: Node, block: Block, frame: _Frame) -> Any:
     if node.op is STACK:
         i, old = node.params["old"][block.name]
         return _evaluate(node.inputs[i], Block(old, block.start, block.stop), frame)
-    if node.op in (RESTRICT, REBASE, AS_VECTOR):
+    if node.op is ALIGN and block.name in node.params["rows"].tensors:
+        return frame.device.up(
+            gather(node, block, lambda n, part: evaluate(n, part, frame.summaries, device=frame.device))
+        )
+    if node.op in (RESTRICT, REBASE, AS_VECTOR, ALIGN):
         return _evaluate(node.inputs[0], block, frame)
     if node.op.works_on == "tensor":
         return _whole(node, block, frame)

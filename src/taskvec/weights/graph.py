@@ -111,6 +111,8 @@ class Node:
             return self.inputs[i].digest_of(old)
         if self.op is RENAME:
             return self.inputs[0].digest_of(self.params["old"][name])
+        if self.op is ALIGN and name not in self.params["rows"].tensors:
+            return self.inputs[0].digest_of(name)
 
         def below(node: Node) -> str:
             return node.digest if node.op.gives == "summary" and node.per == "model" else node.digest_of(name)
@@ -160,7 +162,7 @@ def reads(node: Node) -> list[Node]:
             (n.expansion,)
             if n.expansion is not None
             else n.inputs[:1]
-            if n.op in (RESTRICT, RENAME, REBASE, AS_VECTOR)
+            if n.op in (RESTRICT, RENAME, REBASE, AS_VECTOR, ALIGN)  # of an aligned model's donors a few rows are read
             else n.inputs
         )
         for m in below:
@@ -234,6 +236,7 @@ AS_VECTOR = Op(
     "as_vector", _structural
 )  # a point's values, declared to be a displacement from zero, to be added to inputs[1]
 STACK = Op("stack", _structural, "point")  # layers of several points; params["old"] maps names to (input, its name)
+ALIGN = Op("aligned", _structural, "point")  # rows of some tensors gathered from all inputs; see aligned.Rows
 DIFFERENCE = Op("difference", _difference, "vector", entry=lambda values: values[0] - values[1])
 COMBINE = Op("combine", _combine, "vector", entry=_combine_entry)
 MOVE = Op("move", _move, "point", entry=lambda values: values[0] + values[1])
@@ -285,6 +288,11 @@ def stack(points: list[Node], old: Mapping[str, tuple[int, str]], pieces: tuple[
     """A point of the names in `old`, each a tensor of one of `points`; `pieces` says it as (point, first, past the last)."""
     spec = {new: points[i].spec[name] for new, (i, name) in old.items()}
     return Node(STACK, tuple(points), spec, {"old": dict(old), "pieces": pieces})
+
+
+def align(points: list[Node], spec: Mapping[str, TensorSpec], rows: Any) -> Node:
+    """The first point with the rows of some tensors gathered from all of them, as `rows` (an `aligned.Rows`) says."""
+    return Node(ALIGN, tuple(points), dict(spec), {"rows": rows})
 
 
 def difference(a: Node, b: Node) -> Node:
@@ -345,7 +353,11 @@ def untouched(node: Node, name: str) -> tuple[Source, str] | None:
         elif node.op is STACK:
             i, name = node.params["old"][name]
             node = node.inputs[i]
-        elif node.op is RESTRICT or (node.op is MOVE and name not in node.inputs[1].spec):
+        elif (
+            node.op is RESTRICT
+            or (node.op is MOVE and name not in node.inputs[1].spec)
+            or (node.op is ALIGN and name not in node.params["rows"].tensors)
+        ):
             node = node.inputs[0]
         else:
             return None

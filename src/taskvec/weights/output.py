@@ -27,6 +27,7 @@ from .lineage import root
 from .source import OPEN_CLIP, Source
 from .staging import held_bytes
 from .text import expression, size_text, source_names
+from .vocabulary import TOKENIZER_FILES
 
 SHARD_SIZE = 5_000_000_000
 INFO = "taskvec.json"
@@ -201,12 +202,7 @@ def sources(node: Node) -> list[Source]:
 
 def side_files(node: Node, *, dtype: str | None) -> dict[str, bytes]:
     """Config, tokenizer and the like, from the folder of the origin, as the output will hold them."""
-    origin = stacked = root(node)
-    while origin.op is graph.STACK:
-        origin = root(origin.inputs[0])
-    found = origin.source.beside() if origin.source is not None else {}
-    if stacked is not origin and "config.json" in found:
-        found["config.json"] = _tell_layers(found["config.json"], stacked)
+    found = _beside(root(node))
     if dtype and "config.json" in found:
         found["config.json"] = _tell_dtype(found["config.json"], dtype)
     return found
@@ -223,6 +219,23 @@ def with_derived(output: Output) -> Output:
     if output.dtype and "config.json" in found:
         found["config.json"] = _tell_dtype(found["config.json"], output.dtype)
     return replace(output, beside={**found, **output.beside})
+
+
+def _beside(origin: Node) -> dict[str, bytes]:
+    """What lies beside a file, changed as its layers were stacked and its rows aligned."""
+    if origin.op is graph.STACK:
+        found = _beside(root(origin.inputs[0]))
+        if "config.json" in found:
+            found["config.json"] = _tell_layers(found["config.json"], origin)
+        return found
+    if origin.op is graph.ALIGN:
+        from .tokenizer_files import tell_vocabulary, tokenizer_files  # which need the algebra
+
+        found = {n: c for n, c in _beside(root(origin.inputs[0])).items() if n not in TOKENIZER_FILES}
+        found |= tokenizer_files(origin)
+        tell_vocabulary(found, origin)
+        return found
+    return origin.source.beside() if origin.source is not None else {}
 
 
 def _tell_layers(config: bytes, stacked: Node) -> bytes:

@@ -38,6 +38,7 @@ def explain(
     Raises:
         UsageError, StorageError: the output cannot be as asked; all reasons in one error.
     """
+    from .agreement import alignment_notes
     from .algebra import Checkpoint
 
     mistakes: list[TaskvecError] = []
@@ -81,7 +82,7 @@ def explain(
         bytes_to_read=sum(p.read for p in passes),
         bytes_to_write=to_write,
         peak_memory=peak_memory(node, threads, compiled=fused > 0),
-        notes=tuple(_notes(sources.values())),
+        notes=(*_notes(sources.values()), *alignment_notes(node)),
         unchanged_names=tuple(unchanged),
         conversions=conversions,
         matches=tuple(_matches(value, sources, names)),

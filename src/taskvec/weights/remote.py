@@ -71,6 +71,9 @@ class HubSource(Source):
     def missing(self) -> int:
         return 0 if self._local is not None else sum(self._listing.sizes[n] for n in self._weights)
 
+    def described(self) -> Path:
+        return self.folder or _snapshot(self._listing, _beside(self._listing)) / self._listing.address.inside
+
     def fetch(self) -> None:
         if self._local is not None:
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .execute import ABSENT_IS_NONE, ordered
-from .graph import AS_VECTOR, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node
+from .graph import ALIGN, AS_VECTOR, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node
 from .summaries import KTH_MAGNITUDE, MAGNITUDE_BIN
 
 HISTOGRAMS = (MAGNITUDE_BIN, KTH_MAGNITUDE)  # their counts are gathered over the whole model
@@ -60,7 +60,9 @@ def sketch(roots: Sequence[Node], name: str) -> Sketch:
         if node.op is STACK:
             i, old = node.params["old"][name]
             return visit(node.inputs[i], old)
-        if node.op in (RESTRICT, REBASE, AS_VECTOR):
+        if node.op is ALIGN and name in node.params["rows"].tensors:
+            raise Unfit
+        if node.op in (RESTRICT, REBASE, AS_VECTOR, ALIGN):
             return visit(node.inputs[0], name)
         if node.op.entry is None or node.op.works_on == "tensor":
             raise Unfit

@@ -30,6 +30,7 @@ from ..errors import (
 from ..files import exists
 from .dtypes import NAMES, TensorSpec
 from .safetensors import SafetensorsFile, unique
+from .vocabulary import TOKENIZER_FILES, has_tokenizer
 
 # What a model folder needs besides weights, by fixed names: nothing that a config mentions is opened.
 SIDE_FILES = (
@@ -71,6 +72,10 @@ class Source:
 
     def fetch(self) -> None:
         """Bring the values to this machine, where they are not yet."""
+
+    def described(self) -> Path | None:
+        """The folder with config and tokenizer; of a model on the hub, fetched without the weights."""
+        return self.folder
 
     def beside(self) -> dict[str, bytes]:
         """Config, tokenizer and the like: name -> content."""
@@ -209,7 +214,22 @@ def _as_numpy(value: Any, name: str, label: str) -> np.ndarray:
     return tensor.view(odd[tensor.dtype]).numpy().view(target)
 
 
-def open_source(path: str | Path, label: str | None = None, *, fetch: bool = True) -> Source:
+class TokenizerSource(Source):
+    """A folder that holds a tokenizer and no weights: a vocabulary to align others to."""
+
+    def __init__(self, folder: Path, label: str):
+        self.label, self.folder, self.spec = label, folder, {}
+        self.files = tuple(folder / n for n in TOKENIZER_FILES if (folder / n).is_file())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self.files:
+            digest.update(hashlib.blake2b(file.name.encode() + b"\0" + file.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def open_source(path: str | Path, label: str | None = None, *, fetch: bool = True, tokenizer: bool = False) -> Source:
     """Open a safetensors file, a folder (one file or shards, or a LoRA adapter), a ``.pt``/``.bin`` or ``.gguf``, or a
     model on the hub (``hf://org/name``); headers only.
 
@@ -217,6 +237,7 @@ def open_source(path: str | Path, label: str | None = None, *, fetch: bool = Tru
         path: what to open.
         label: what it is called in messages and recipes.
         fetch: whether values of a model on the hub may be fetched when they are asked for.
+        tokenizer: also take a folder that holds a tokenizer and no weights.
     Raises:
         InputError: the path does not exist or holds no weights.
         NotACheckpoint: the file is damaged, unsafe or something else.
@@ -236,6 +257,8 @@ def open_source(path: str | Path, label: str | None = None, *, fetch: bool = Tru
     if not exists(path):
         raise InputError(f"{path} does not exist.{_near(path)}")
     if path.is_dir():
+        if tokenizer and has_tokenizer(path) and not any(path.glob("*.safetensors*")) and not any(path.glob("*.bin*")):
+            return TokenizerSource(path, label)
         return _open_folder(path, label)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         return _open_pickles({path: None}, label, None, [])

@@ -62,6 +62,8 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
         if n.op is graph.STACK:
             pieces = (f"[{text(n.inputs[i])}, {first}, {last}]" for i, first, last in n.params["pieces"])
             return f"stack({', '.join(pieces)})"
+        if n.op is graph.ALIGN:
+            return aligned(n)
         if n.op is graph.RENAME:
             return f"shared({text(n.inputs[0])}, {text(n.inputs[1])})"
         inner = ", ".join(text(i) for i in n.inputs)
@@ -69,6 +71,23 @@ def expression(node: Node, names: Mapping[str, str] | None = None, *, expand: bo
             inner = f"[{inner}]"
         params = "".join(f", {k}={value(v)}" for k, v in n.params.items())
         return f"{n.op.name}({inner}{params})"
+
+    def aligned(n: Node) -> str:
+        rows, said = n.params["rows"], [text(i) for i in n.inputs]
+        to = ", ".join(said[i] for i in rows.owners)
+        given = dict(rows.said)
+        out = f"aligned({said[0]}, {f'[{to}]' if rows.joined else to}"
+        if "donors" in given:
+            out += f", donors=[{', '.join(said[i] for i in given.pop('donors'))}]"
+        if "tokens" in given:
+            out += f", tokens={{{', '.join(f'{t!r}: {donor(d, said)}' for t, d in given.pop('tokens').items())}}}"
+        return out + "".join(f", {k}={v!r}" for k, v in given.items()) + ")"
+
+    def donor(d: Any, said: list[str]) -> str:
+        """Whose row a token gets: a model, [a model, its token or row], 0 or None."""
+        if not isinstance(d, tuple):
+            return repr(d)
+        return said[d[0]] if len(d) == 1 else f"[{said[d[0]]}, {d[1]!r}]"
 
     def value(v: Any) -> str:
         if isinstance(v, tuple):
