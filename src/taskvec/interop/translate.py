@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ..errors import TaskvecError, UsageError, collecting, raise_all, some
 from ..recipe import Recipe
-from .document import Document, Names
+from .document import Document
 from .mergekit import Config, read_configs
+from .models import Names
 from .tokenizers import tokenizer_files
 
 
