@@ -27,6 +27,23 @@ def factors(node: Node, name: str, shape: tuple[int, ...]) -> Pair | None:
     return np.concatenate([a for a, _ in found], axis=1), np.concatenate([b for _, b in found], axis=0)
 
 
+def rank(node: Node, name: str) -> int | None:
+    """The rank of a tensor's factors, from headers; None where `factors` gives None."""
+    if node.expansion is not None:
+        return rank(node.expansion, name)
+    if name not in node.spec:
+        return 0
+    if node.op in (graph.RESTRICT, graph.REBASE):
+        return rank(node.inputs[0], name)
+    if node.op is graph.RENAME:
+        return rank(node.inputs[0], node.params["old"][name])
+    if node.op is graph.COMBINE:
+        parts = [rank(inner, name) for inner in node.inputs]
+        return None if None in parts else sum(p for p in parts if p is not None)
+    source = node.source
+    return source.factors[name].rank if isinstance(source, AdapterSource) and name in source.factors else None
+
+
 def _pairs(node: Node, name: str) -> list[Pair] | None:
     """The pairs whose products add up to the tensor: none for a zero; None if it is no sum of products."""
     if node.expansion is not None:
