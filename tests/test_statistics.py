@@ -11,7 +11,7 @@ from taskvec.errors import UsageError
 from taskvec.methods import regmean
 from taskvec.models.vit import small_vit
 from taskvec.tasks import Head, Split, Task
-from taskvec.training.statistics import fisher, gram, grams_in_sequence
+from taskvec.training.statistics import fisher, gradient_gram, gram, grams_in_sequence
 from taskvec.weights import Checkpoint
 
 torch.set_num_threads(1)
@@ -221,3 +221,22 @@ def test_regmean_plus_plus_on_a_transformer_and_partial_vectors():
     assert (base + regmean(vectors, grams=grams)).names == base.names
     with pytest.raises(UsageError, match="2 vectors, 1 tasks"):
         grams_in_sequence(model, base, vectors, tasks[:1])
+
+
+def test_gradient_gram_of_logistic_regression_is_the_covariance_of_the_labels():
+    g = torch.Generator().manual_seed(0)
+    model = nn.Linear(4, 3)
+    x = torch.randn(30, 4, generator=g)
+    labels = torch.randint(3, (30,), generator=g)
+    own = task(x, labels, Head(torch.eye(3), torch.zeros(3)))
+    p = torch.softmax(model(x).detach(), 1)
+    found = gradient_gram(model, Checkpoint.of(model), own).array("weight")
+    np.testing.assert_allclose(found, (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]).mean(0), atol=1e-6)
+    apart = torch.nn.functional.one_hot(labels, 3) - p
+    given = gradient_gram(model, Checkpoint.of(model), own, labels="given").array("weight")
+    np.testing.assert_allclose(given, apart.T @ apart / 30, atol=1e-6)
+    vit = small_vit(width=8, depth=1, heads=2, generator=g)
+    images = task(torch.rand(3, 1, 8, 8, generator=g), torch.zeros(3, dtype=torch.long), Head.random(3, 8, generator=g))
+    shapes = {n: s.shape for n, s in gradient_gram(vit, Checkpoint.of(vit), images).spec.items()}
+    weights = Checkpoint.of(vit).spec
+    assert shapes == {n: (weights[n].shape[0],) * 2 for n in gram(vit, Checkpoint.of(vit), images).names}

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..weights import Op, TaskVector
 from . import curvature, elementwise, layered, linear, sparse_steps, spectral, threshold
-from .curvature import fisher, regmean
+from .curvature import fisher, mats, regmean
 from .layered import lines, wudi
 from .linear import expo, karcher, model_stock, multislerp, nuslerp, paint, weighted_average
 from .named import average, dare, random_like, slerp, task_sum, ties
@@ -86,6 +86,7 @@ METHODS: dict[str, Method] = {
     "wudi": Method(wudi, permutes=True, scales=False),
     "fisher": Method(fisher, statistics="information"),
     "regmean": Method(regmean, statistics="grams"),
+    "mats": Method(mats, statistics="grams"),
     "random": Method(random_like, vectors=(1, 1)),
 }
 
@@ -104,7 +105,7 @@ STEPS: dict[str, Op] = {
 
 __all__ = [
     "METHODS", "STEPS", "Method", "arcee_fusion", "average", "breadcrumbs", "consensus", "dare", "della", "emr",
-    "expo", "fisher", "iso_c", "iso_cts", "karcher", "knots", "lines", "low_rank", "magmax", "magnitude_drop",
+    "expo", "fisher", "iso_c", "iso_cts", "karcher", "knots", "lines", "low_rank", "magmax", "magnitude_drop", "mats",
     "model_stock", "multislerp", "nearswap", "nuslerp", "paint", "pcb", "ram", "random_drop", "random_like",
     "regmean", "sce", "slerp", "stitch", "tall_mask", "task_sum", "ties", "tsv_m", "weighted_average", "wudi",
 ]  # fmt: skip

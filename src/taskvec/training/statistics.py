@@ -6,7 +6,7 @@ as weights are. Streamed: memory is that of the statistic and one batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import NonFinite, UsageError
@@ -176,6 +176,53 @@ def grams_in_sequence(
     return [Checkpoint.of(g, label=f"gram {t.name} in sequence") for g, t in zip(out, tasks, strict=True)]
 
 
+def gradient_gram(
+    model: torch.nn.Module, base: Checkpoint, task: Task, *, samples: int = 256, labels: Literal["model", "given"] = "model",
+    seed: int = 0,
+) -> Checkpoint:  # fmt: skip
+    r"""Second moments of the log-likelihood's gradients at the outputs of every linear layer, the other half of K-FAC:
+    :math:`\frac{1}{N}\sum_n E_{y \sim p(y|x_n)} \sum_i g_{ni} g_{ni}^\top` over samples n and positions i.
+
+    One reverse pass for each sample (and class).
+
+    Args:
+        model: inputs -> features.
+        base: the weights at which gradients are taken.
+        task: its train inputs, and its head.
+        samples, labels, seed: as in `fisher`.
+    Returns:
+        ``[outputs, outputs]`` under the name of each layer's weight, for `taskvec.methods.mats`.
+    Raises:
+        UsageError: the model runs no linear layer.
+    Reference: Tam et al. 2023 (MaTS), arXiv:2312.04339.
+    """
+    torch = require_torch("Gradients' second moments")
+    if labels not in ("model", "given"):
+        raise UsageError(f"gradient_gram: labels is {labels!r}; choose 'model' or 'given'.")
+    f, device, head = bind(model), device_of(model), task.needs_head().to(device_of(model))
+    point = {n: t.requires_grad_(t.is_floating_point()) for n, t in tensors(base, like=model, device=device).items()}
+    found: dict[str, Any] = {}
+    rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:samples]
+    for i in rows.tolist():
+        outputs: list[tuple[str, torch.Tensor]] = []
+        with _watch(point, lambda name, x, y, outputs=outputs: outputs.append((name, y))):
+            features = f(point, task.train.inputs[i : i + 1].to(device))
+        if not outputs:
+            raise _no_layer(model)
+        scores = torch.log_softmax(head(features)[0], 0)
+        chosen = range(len(scores)) if labels == "model" else [int(task.train.labels[i])]
+        for k, label in enumerate(chosen):
+            weight = float(scores[label].detach().exp()) if labels == "model" else 1.0
+            grads = torch.autograd.grad(
+                scores[label], [y for _, y in outputs], retain_graph=k + 1 < len(chosen), allow_unused=True
+            )
+            for (name, y), g in zip(outputs, grads, strict=True):
+                flat = (torch.zeros_like(y) if g is None else g).reshape(-1, y.shape[-1])
+                own = flat.T @ flat * (weight / len(rows))
+                found[name] = found[name] + own if name in found else own
+    return Checkpoint.of({n: x.cpu() for n, x in found.items()}, label=f"gradients {task.name}")
+
+
 def _no_layer(model: torch.nn.Module) -> UsageError:
     return UsageError(
         f"{type(model).__name__} runs no linear layer whose weight is a parameter: there is nothing to measure."
@@ -187,25 +234,37 @@ def _grams(
 ) -> dict[str, torch.Tensor]:
     """Mean Gram matrices of the inputs of linear layers, in the order in which these first run."""
     import torch
+
+    found: dict[str, Any] = {}
+    seen: dict[str, int] = {}
+
+    def add(name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        x = x.reshape(-1, x.shape[-1]).float()
+        found[name] = found[name] + x.T @ x if name in found else x.T @ x
+        seen[name] = seen.get(name, 0) + len(x)
+
+    device = next(iter(point.values())).device if point else torch.device("cpu")
+    rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:samples]
+    with torch.no_grad(), _watch(point, add):
+        for part in rows.split(batch):
+            f(point, task.train.inputs[part].to(device))
+    return {n: found[n] / seen[n] for n in found}
+
+
+def _watch(point: Mapping[str, torch.Tensor], told: Callable[[str, torch.Tensor, torch.Tensor], None]) -> Any:
+    """A context in which every linear layer whose weight is one of `point` is told of: its name, inputs, outputs."""
+    import torch
     import torch.nn.functional as F
     from torch.overrides import TorchFunctionMode
 
     name_of = {id(t): n for n, t in point.items()}
-    found: dict[str, Any] = {}
-    seen: dict[str, int] = {}
 
     class Watch(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
             place = {F.linear: (0, 1), torch.addmm: (1, 2)}.get(func)
             if place is not None and len(args) > place[1] and id(args[place[1]]) in name_of:
-                name, x = name_of[id(args[place[1]])], args[place[0]].reshape(-1, args[place[0]].shape[-1]).float()
-                found[name] = found[name] + x.T @ x if name in found else x.T @ x
-                seen[name] = seen.get(name, 0) + len(x)
-            return func(*args, **(kwargs or {}))
+                told(name_of[id(args[place[1]])], args[place[0]], out)
+            return out
 
-    device = next(iter(point.values())).device if point else torch.device("cpu")
-    rows = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(seed))[:samples]
-    with torch.no_grad(), Watch():
-        for part in rows.split(batch):
-            f(point, task.train.inputs[part].to(device))
-    return {n: found[n] / seen[n] for n in found}
+    return Watch()
