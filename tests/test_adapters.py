@@ -189,6 +189,39 @@ def test_a_sum_of_adapters_is_written_exactly(tmp_path, base):
         np.testing.assert_allclose(back.array(name), both.array(name), rtol=1e-5, atol=1e-5)
 
 
+def test_knots_of_adapters_takes_their_factors(tmp_path, monkeypatch):
+    """The same as of the products, from a decomposition of the size of the ranks; sums and missing modules included."""
+    from taskvec.methods import knots
+
+    names = ("q", "v")
+    point = Checkpoint.of({f"h.0.{n}.weight": normal(60, 50) for n in names}, label="base")
+    taus = [
+        adapter(
+            write(tmp_path / f"lora{i}", {k: x for n in held for k, x in pair(f"h.0.{n}", 60, 50, r=3).items()}, r=3),
+            point,
+        )
+        for i, held in enumerate((names, names, ("q",)))
+    ]
+    vectors = [taus[0], 0.5 * taus[1] - 0.25 * taus[2], taus[2]]
+    dense = [TaskVector.of({n: v.array(n) for n in v.names}, point, label=v.label) for v in vectors]
+    want = knots(dense, density=0.3).arrays()
+    sizes, svd = [], np.linalg.svd
+    monkeypatch.setattr(np.linalg, "svd", lambda x, **k: (sizes.append(x.shape), svd(x, **k))[1])
+    got = knots(vectors, density=0.3)
+    for n, x in want.items():
+        np.testing.assert_allclose(got.array(n), x, rtol=0, atol=1e-5 * np.abs(x).max(), err_msg=n)
+    assert set(sizes) == {(12, 12), (6, 6)}  # q: ranks 3 + (3 + 3) + 3; v: 3 + 3 and nothing of the third
+    np.testing.assert_allclose(
+        knots(vectors, merge="mean").array("h.0.q.weight"), sum(v.array("h.0.q.weight") for v in vectors) / 3, atol=1e-5
+    )
+    wide = [adapter(write(tmp_path / "wide", pair("h.0.q", 60, 50, r=30), r=30), point), taus[0], taus[1], taus[2]]
+    wide = [*wide, 2 * wide[0]]
+    sizes.clear()
+    again = knots(wide, density=0.3).array("h.0.q.weight")  # the ranks add up to more than the matrix has
+    assert sizes == [(60, 250)] and np.isfinite(again).all()
+    (point + got).save(tmp_path / "out")
+
+
 def test_what_an_adapter_cannot_hold_is_said(tmp_path, base):
     tau = TaskVector.of({"h.0.q.weight": normal(6, 5), "h.0.q.bias": normal(6)}, base)
     with pytest.raises(InputError, match=r"no matrices.*h\.0\.q\.bias"):

@@ -178,6 +178,80 @@ models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: 
 merge_method: multislerp
 """,
     "karcher": "models: [{model: a}, {model: b}, {model: c}]\nmerge_method: karcher",
+    "nearswap": """
+models: [{model: a}]
+merge_method: nearswap
+base_model: base
+parameters: {t: [{filter: mlp, value: [0.01, 0.1]}, {value: 0.05}]}
+""",
+    "arcee_fusion": "models: [{model: a}]\nmerge_method: arcee_fusion\nbase_model: base",
+    "ram": "models: [{model: a}, {model: b}, {model: c}]\nmerge_method: ram\nbase_model: base\nparameters: {epsilon: 0.1}",
+    "ramplus_tl": "models: [{model: a}, {model: b}]\nmerge_method: ramplus_tl\nbase_model: base\nparameters: {epsilon: 0.1, r: 0.3}",
+    "ties_rescaled": """
+models:
+  - {model: a, parameters: {density: 0.4, weight: 0.5}}
+  - {model: b, parameters: {density: [0.6, 0.2], weight: 0.3}}
+merge_method: ties
+base_model: base
+parameters: {rescale: true}
+""",
+    "breadcrumbs_rescaled": """
+models:
+  - {model: a, parameters: {density: 0.9, gamma: 0.01, weight: 0.5}}
+  - {model: b, parameters: {density: 0.7, gamma: 0.05, weight: 0.3}}
+merge_method: breadcrumbs_ties
+base_model: base
+parameters: {rescale: true}
+""",
+    "multislerp_sum": """
+models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: [0.5, 0.1]}}]
+merge_method: multislerp
+base_model: base
+parameters: {normalize_weights: false}
+""",
+    "multislerp_models_sum": """
+models: [{model: a, parameters: {weight: -0.9}}, {model: b, parameters: {weight: 0.2}}, {model: c, parameters: {weight: 0.1}}]
+merge_method: multislerp
+parameters: {normalize_weights: false}
+""",
+    "slices_of_different_numbers": """
+slices:
+  - sources:
+      - {model: base, layer_range: [0, 1]}
+      - {model: a, layer_range: [0, 1], parameters: {weight: 0.4}}
+  - sources:
+      - {model: base, layer_range: [1, 3]}
+      - {model: a, layer_range: [1, 3], parameters: {weight: [0.2, 0.9]}}
+      - {model: b, layer_range: [0, 2], parameters: {weight: 0.3}}
+    parameters: {lambda: 0.7}
+  - sources:
+      - {model: base, layer_range: [1, 2]}
+      - {model: c, layer_range: [0, 1], parameters: {weight: 0.5}}
+merge_method: task_arithmetic
+base_model: base
+""",
+    "slices_of_different_bases": """
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2]}
+      - {model: b, layer_range: [0, 2]}
+    base_model: a
+  - sources:
+      - {model: b, layer_range: [1, 3]}
+      - {model: c, layer_range: [1, 3]}
+    base_model: b
+merge_method: slerp
+parameters: {t: [0.2, 0.6]}
+""",
+    "modules_of_one": """
+modules:
+  default:
+    models: [{model: a, parameters: {weight: 0.4}}, {model: b}]
+    parameters: {weight: [{filter: mlp, value: 0.6}]}
+merge_method: task_arithmetic
+base_model: base
+parameters: {weight: 0.2}
+""",
 }  # fmt: skip
 DRIVER = """
 import json, sys, logging
@@ -260,7 +334,7 @@ def theirs(models):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("kind", LAYERS)
-def test_equals_mergekit(models, theirs, kind, config):
+def test_equals_mergekit(models, theirs, kind, config, record_property):
     """To a rounding of float32 of the largest term; copied tensors exactly."""
     expected = theirs[kind, config]
     if isinstance(expected, str):
@@ -281,8 +355,98 @@ def test_equals_mergekit(models, theirs, kind, config):
     got, exact = merged.arrays(), want.arrays()
     apart = {n: float(np.abs(got[n] - exact[n]).max()) for n in want.names}
     worst = max(apart, key=lambda n: apart[n])
+    record_property(config, apart[worst])
     bound = 0.0 if config == "passthrough" else 4 * EPS * largest
+    if config == "arcee_fusion":  # entries whose importance is the threshold's to a rounding may fall on either side
+        flipped = sum(int((np.abs(got[n] - exact[n]) > bound).sum()) for n in want.names)
+        assert flipped <= 3
+        return
     assert apart[worst] <= bound, (worst, apart[worst], bound)
+
+
+MODULES = """
+modules:
+  encoder:
+    models: [{model: a, parameters: {weight: 0.4}}, {model: b}]
+    parameters: {weight: 0.3}
+  decoder:
+    models:
+      - {model: a, parameters: {weight: [{filter: SelfAttention, value: 0.7}, {value: 0.1}]}}
+  shared:
+    models: [{model: b, parameters: {weight: 0.5}}]
+merge_method: task_arithmetic
+base_model: base
+parameters: {lambda: 0.9}
+dtype: float32
+"""
+
+
+@pytest.fixture(scope="module")
+def two_sided(tmp_path_factory):
+    """Tiny T5s: encoder, decoder, and the embedding that both share."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
+    root = tmp_path_factory.mktemp("t5")
+    for i, name in enumerate(("base", "a", "b")):
+        torch.manual_seed(i)
+        made = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(
+                vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu"
+            )
+        )
+        for p in made.parameters():
+            p.data += 0.1 * torch.randn(p.shape)
+        made.save_pretrained(root / name)
+    (root / "modules.yml").write_text(MODULES)
+    return root
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_of_several_modules_is_merged_by_itself(two_sided, run_cli):
+    out = two_sided / "out"
+    assert run_cli("edit", two_sided / "modules.yml", "-o", out)[0] == 0
+    assert run_cli("verify", out)[0] == 0
+    base, a, b, got = (
+        {n: x.astype(float) for n, x in Checkpoint.read(two_sided / k).arrays().items()}
+        for k in ("base", "a", "b", "out")
+    )
+    for n, x in base.items():
+        u, v = a[n] - x, b[n] - x
+        if n.startswith("encoder."):
+            want = x + 0.9 * (0.4 * u + 0.3 * v)
+        elif n.startswith("shared."):
+            want = x + 0.9 * 0.5 * v
+        else:
+            want = x + 0.9 * (0.7 if "SelfAttention" in n else 0.1) * u
+        np.testing.assert_allclose(got[n], want, atol=1e-6, err_msg=n)
+    text = MODULES.replace("  shared:\n    models: [{model: b, parameters: {weight: 0.5}}]\n", "")
+    (two_sided / "bad.yml").write_text(text.replace("  decoder:", "  shared_decoder:"))
+    with pytest.raises(UsageError, match="no tensors of the module 'shared_decoder'"):
+        translate(two_sided / "bad.yml")
+    (two_sided / "bad.yml").write_text(
+        MODULES.replace("  decoder:", "  dec:").replace("dtype", "models: [{model: a}]\ndtype")
+    )
+    with pytest.raises(UsageError, match="exactly one of models, slices and modules"):
+        translate(two_sided / "bad.yml")
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+def test_modules_equal_mergekit(two_sided):
+    python = _with_mergekit()
+    if python is None:
+        pytest.skip("mergekit is not installed here; name an interpreter that has it in TASKVEC_MERGEKIT")
+    done = subprocess.run(
+        [python, "-c", DRIVER, json.dumps([["modules.yml", "mergekit_modules"]])], cwd=two_sided, capture_output=True, text=True,
+        check=False, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+    want = Checkpoint.read(two_sided / "mergekit_modules")
+    got = translate(two_sided / "modules.yml").recipe.build()
+    for n, x in want.arrays().items():
+        if n in got.names:  # it writes the tied copies of the shared embedding too
+            np.testing.assert_allclose(got.array(n), x, atol=1e-6, err_msg=n)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -319,6 +483,17 @@ def test_a_frankenmerge_loads_with_its_new_depth(models, run_cli, kind, key):
         assert not info["missing_keys"] and not info["unexpected_keys"]
         assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
     assert run_cli("verify", out)[0] == 0
+
+
+def test_slices_of_different_numbers_of_models_load_and_verify(models, run_cli):
+    path = _write(models / "llama", "mixed", CONFIGS["slices_of_different_numbers"])
+    out = models / "llama" / "mixed_out"
+    assert run_cli("edit", path, "-o", out)[0] == 0
+    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 4
+    assert run_cli("verify", out)[0] == 0
+    base, c, got = (Checkpoint.read(models / "llama" / n) for n in ("base", "c", "mixed_out"))
+    x, y = base.array("model.layers.1.mlp.up_proj.weight"), c.array("model.layers.0.mlp.up_proj.weight")
+    np.testing.assert_allclose(got.array("model.layers.3.mlp.up_proj.weight"), x + 0.5 * (y - x), atol=1e-6)
 
 
 def test_documents_may_name_earlier_ones(models):
@@ -383,7 +558,12 @@ GOOD = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, par
         (GOOD + "tokenizer: {source: base}\ntokenizer_source: base\n", UsageError, "both"),
         (GOOD + "chat_template: chatml\n", UsageError, "not carried here"),
         (GOOD + "chat_template: chatty\n", UsageError, "neither"),
-        (GOOD.replace("task_arithmetic", "nearswap"), UsageError, "not available"),
+        (GOOD.replace("task_arithmetic", "nearswap"), UsageError, "needs the parameter 't'"),
+        (
+            "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 2]}]}]\n",
+            UsageError,
+            "different numbers of blocks",
+        ),
         (GOOD.replace("task_arithmetic", "slerp"), UsageError, "needs the parameter 't'"),
         (
             "merge_method: passthrough\nslices: [{sources: [{model: a, layer_range: [0, 9]}]}]\n",
@@ -456,6 +636,19 @@ def test_a_model_with_an_adapter(folder):
     got = translate(path).recipe.build().array("layers.0.weight")
     base, tuned = (Checkpoint.read(folder / n).array("layers.0.weight") for n in ("base", "a"))
     np.testing.assert_allclose(got, base + 0.5 * (tuned + 0.5 - base), atol=1e-6)
+
+
+def test_without_rescaling_what_della_keeps_stays_as_it_is(models):
+    path = models / "llama" / "della_plain.yml"
+    path.write_text(
+        "models: [{model: a, parameters: {weight: 1, density: 0.5}}]\nmerge_method: della_linear\nbase_model: base\n"
+        "parameters: {rescale: false}\n"
+    )
+    base, a = (Checkpoint.read(models / "llama" / n).array("lm_head.weight") for n in ("base", "a"))
+    moved = translate(path).recipe.build().array("lm_head.weight") - base
+    kept = moved != 0
+    assert 0.4 < kept.mean() < 0.6
+    np.testing.assert_allclose(moved[kept], (a - base)[kept], atol=1e-6)
 
 
 def test_the_l1_norm_is_kept_when_asked(models):

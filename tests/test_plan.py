@@ -450,3 +450,39 @@ def test_two_hundred_thousand_tensors(tmp_path, run_cli):
     code, out, _ = run_cli("explain", path)
     assert code == 0 and "200000 tensors" in out
     assert time.process_time() - start < 6  # measured 1.4 s
+
+
+def test_decompositions_count_in_the_estimated_time(tmp_path):
+    """Of every method that decomposes matrices, to a factor of a few; of adapters, what their factors take."""
+    from taskvec.interop import adapter
+    from taskvec.methods import iso_c, iso_cts, knots, low_rank, regmean, task_sum, tsv_m, wudi
+
+    rng = np.random.default_rng(0)
+    base, a, b = (point(n, **{"h.0.q.weight": (600, 500)}) for n in ("base", "a", "b"))
+    vectors, start = [a - base, b - base], explain(base + task_sum([a - base, b - base]), threads=1).seconds
+    grams = [Checkpoint.of({"h.0.q.weight": np.eye(500, dtype=np.float32)}, label=f"g{i}") for i in range(2)]
+    beyond = {
+        name: explain(base + v, threads=1).seconds - start
+        for name, v in {
+            "low_rank": low_rank(vectors[:1], rank=4), "iso_c": iso_c(vectors), "knots": knots(vectors), "tsv_m": tsv_m(vectors),
+            "iso_cts": iso_cts(vectors), "regmean": regmean(vectors, grams=grams), "wudi": wudi(vectors, steps=50),
+        }.items()
+    }  # fmt: skip
+    assert beyond["low_rank"] == beyond["iso_c"] < beyond["knots"] < beyond["iso_cts"]
+    assert 0.1 < beyond["regmean"] < beyond["tsv_m"] < beyond["iso_cts"]
+    assert beyond["wudi"] > 0.5
+    begin = time.process_time()
+    iso_c(vectors).arrays()
+    took = time.process_time() - begin  # of all threads
+    assert 0.1 < beyond["iso_c"] / took < 10
+    low = []
+    for i in range(2):
+        folder = tmp_path / f"low{i}"
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 4}))
+        sizes = {"A": (4, 500), "B": (600, 4)}
+        Checkpoint.of(
+            {f"base_model.model.h.0.q.lora_{k}.weight": rng.normal(size=s).astype(np.float32) for k, s in sizes.items()}
+        ).save(folder / "adapter_model.safetensors")
+        low.append(adapter(folder, base))
+    assert explain(base + knots(low), threads=1).seconds - start < 0.05 * beyond["knots"]

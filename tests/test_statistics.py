@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from taskvec.errors import UsageError
+from taskvec.methods import regmean
 from taskvec.models.vit import small_vit
 from taskvec.tasks import Head, Split, Task
-from taskvec.training.statistics import fisher, gram
+from taskvec.training.statistics import fisher, gradient_gram, gram, grams_in_sequence
 from taskvec.weights import Checkpoint
 
 torch.set_num_threads(1)
@@ -98,3 +99,144 @@ def test_statistics_files_merge_models(tmp_path):
     got = parse("base + fisher([a - base, b - base], information=[f_a, f_b])", names).array("weight")
     a, b = tuned
     assert (np.abs(got - a) < np.abs(got - b))[:, :2].all() and (np.abs(got - b) < np.abs(got - a))[:, 2].all()
+
+
+class Block(nn.Module):
+    """x + up(relu(down(x))): two linear layers, of which the second sees what the block's own first one makes."""
+
+    def __init__(self, width, inner):
+        super().__init__()
+        self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x):
+        return x + self.up(torch.relu(self.down(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(3))  # comes before the blocks and is no linear layer
+        self.layers = nn.ModuleList([Block(3, 5) for _ in range(depth)])
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x):
+        x = x + self.shift
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x)
+
+
+def several(model, seed, *, count=3, n=60):
+    """A base, task vectors on all of its weights, and a task of its own inputs for each."""
+    g = torch.Generator().manual_seed(seed)
+    base = Checkpoint.of({k: torch.randn(v.shape, generator=g) for k, v in model.state_dict().items()}, label="base")
+    tuned = [
+        Checkpoint.of(
+            {k: torch.from_numpy(x) + 0.5 * torch.randn(x.shape, generator=g) for k, x in base.arrays().items()}
+        )
+        for _ in range(count)
+    ]
+    width = 3 if isinstance(model, Net) else 4
+    tasks = [
+        task(
+            torch.randn(n, width, generator=g) * torch.rand(width, generator=g) * 3,
+            torch.zeros(n, dtype=torch.long),
+            Head(torch.eye(2), torch.zeros(2)),
+        )
+        for _ in range(count)
+    ]
+    return base, tuned, tasks
+
+
+def regression(weights, grams, shrink):
+    """RegMean of one layer, from the equation, in float64."""
+    grams = [shrink * g + (1 - shrink) * np.diag(np.diag(g)) for g in grams]
+    return np.linalg.solve(sum(grams), sum(g @ w.T for w, g in zip(weights, grams, strict=True))).T
+
+
+def plus_plus(tuned, tasks, depth, shrink):
+    """RegMean++ written out for `Net`: merge what is no linear layer, then block after block."""
+    models = [{n: x.astype(np.float64) for n, x in t.arrays().items()} for t in tuned]
+    merged = {n: np.mean([m[n] for m in models], axis=0) for n in models[0]}
+    xs = [t.train.inputs[:].double().numpy() + merged["shift"] for t in tasks]
+
+    def inner(x, m, i):
+        return np.maximum(x @ m[f"layers.{i}.down.weight"].T + m[f"layers.{i}.down.bias"], 0)
+
+    def mean_gram(x):
+        return x.T @ x / len(x)
+
+    for i in range(depth):
+        inside = [inner(x, m, i) for x, m in zip(xs, models, strict=True)]  # by each task's own block
+        for name, seen in ((f"layers.{i}.down.weight", xs), (f"layers.{i}.up.weight", inside)):
+            merged[name] = regression([m[name] for m in models], [mean_gram(x) for x in seen], shrink)
+        up = f"layers.{i}.up"
+        xs = [x + inner(x, merged, i) @ merged[f"{up}.weight"].T + merged[f"{up}.bias"] for x in xs]
+    merged["last.weight"] = regression([m["last.weight"] for m in models], [mean_gram(x) for x in xs], shrink)
+    return merged
+
+
+@pytest.mark.parametrize("shrink", [1.0, 0.6])
+def test_regmean_plus_plus_is_its_equation_block_by_block(shrink):
+    model = Net(2)
+    base, tuned, tasks = several(model, 0)
+    vectors = [t - base for t in tuned]
+    with torch.no_grad():
+        grams = grams_in_sequence(model, base, vectors, tasks, shrink=shrink, batch=17)
+        plain = [gram(model, t, own) for t, own in zip(tuned, tasks, strict=True)]
+    merged = base + regmean(vectors, grams=grams, shrink=shrink)
+    want = plus_plus(tuned, tasks, 2, shrink)
+    for n in base.names:
+        np.testing.assert_allclose(merged.array(n), want[n], rtol=0, atol=2e-4, err_msg=n)
+    other = (base + regmean(vectors, grams=plain, shrink=shrink)).array("last.weight")
+    assert np.abs(other - want["last.weight"]).max() > 0.05  # RegMean itself is something else here
+
+
+def test_regmean_plus_plus_of_one_layer_is_regmean():
+    model = nn.Linear(4, 2)
+    base, tuned, tasks = several(model, 1)
+    vectors = [t - base for t in tuned]
+    grams = grams_in_sequence(model, base, vectors, tasks, batch=60)
+    for g, t, own in zip(grams, tuned, tasks, strict=True):
+        np.testing.assert_array_equal(g.array("weight"), gram(model, t, own, batch=60).array("weight"))
+
+
+def test_regmean_plus_plus_on_a_transformer_and_partial_vectors():
+    g = torch.Generator().manual_seed(0)
+    model = small_vit(width=8, depth=2, heads=2, generator=g)
+    base = Checkpoint.of(model, label="base")
+    tuned = [
+        Checkpoint.of(
+            {n: torch.from_numpy(x) + 0.1 * torch.randn(x.shape, generator=g) for n, x in base.arrays().items()}
+        )
+        for _ in range(2)
+    ]
+    vectors = [tuned[0] - base, (tuned[1] - base).restrict("blocks.*")]
+    tasks = [
+        task(torch.rand(9, 1, 8, 8, generator=g), torch.zeros(9, dtype=torch.long), Head.random(3, 8, generator=g))
+        for _ in range(2)
+    ]
+    grams = grams_in_sequence(model, base, vectors, tasks)
+    assert all(g.names == gram(model, base, tasks[0]).names for g in grams)
+    assert (base + regmean(vectors, grams=grams)).names == base.names
+    with pytest.raises(UsageError, match="2 vectors, 1 tasks"):
+        grams_in_sequence(model, base, vectors, tasks[:1])
+
+
+def test_gradient_gram_of_logistic_regression_is_the_covariance_of_the_labels():
+    g = torch.Generator().manual_seed(0)
+    model = nn.Linear(4, 3)
+    x = torch.randn(30, 4, generator=g)
+    labels = torch.randint(3, (30,), generator=g)
+    own = task(x, labels, Head(torch.eye(3), torch.zeros(3)))
+    p = torch.softmax(model(x).detach(), 1)
+    found = gradient_gram(model, Checkpoint.of(model), own).array("weight")
+    np.testing.assert_allclose(found, (torch.diag_embed(p) - p[:, :, None] * p[:, None, :]).mean(0), atol=1e-6)
+    apart = torch.nn.functional.one_hot(labels, 3) - p
+    given = gradient_gram(model, Checkpoint.of(model), own, labels="given").array("weight")
+    np.testing.assert_allclose(given, apart.T @ apart / 30, atol=1e-6)
+    vit = small_vit(width=8, depth=1, heads=2, generator=g)
+    images = task(torch.rand(3, 1, 8, 8, generator=g), torch.zeros(3, dtype=torch.long), Head.random(3, 8, generator=g))
+    shapes = {n: s.shape for n, s in gradient_gram(vit, Checkpoint.of(vit), images).spec.items()}
+    weights = Checkpoint.of(vit).spec
+    assert shapes == {n: (weights[n].shape[0],) * 2 for n in gram(vit, Checkpoint.of(vit), images).names}

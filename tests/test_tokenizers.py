@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_mergekit import DRIVER, _with_mergekit
 
 from taskvec.errors import InputError
-from taskvec.interop import translate
 from taskvec.weights import Checkpoint, aligned
 from taskvec.weights.vocabulary import read_vocabulary
+from test_mergekit import DRIVER, _with_mergekit
 
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed (extra: hf)")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
@@ -57,7 +56,9 @@ def tokenizer(kind: str, text: str, special: list[str], size: int = 60) -> token
 
 
 def save(folder: Path, made: tokenizers.Tokenizer) -> None:
-    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(
+        folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +132,10 @@ def test_a_union_loads_and_has_the_rows_of_its_tokens(models, kind, tmp_path):
             np.testing.assert_allclose(rows[row], (start + y[theirs[token]]) / 2, atol=1e-6)
     with torch.no_grad():
         assert torch.isfinite(model(torch.tensor([loaded(TEXTS["b"])["input_ids"][:16]])).logits).all()
-    flags = {t["content"]: t["special"] for t in json.loads((tmp_path / "out" / "tokenizer.json").read_text())["added_tokens"]}
+    flags = {
+        t["content"]: t["special"]
+        for t in json.loads((tmp_path / "out" / "tokenizer.json").read_text())["added_tokens"]
+    }
     assert flags == {"<s>": True, "</s>": True, "<|im_start|>": True, "<extra>": False, "[PAD]": True}
     ids = loaded("<|im_start|>")["input_ids"]
     assert got.tokens["<|im_start|>"] in ids
@@ -146,7 +150,8 @@ def test_a_text_of_known_tokens_has_its_models_embeddings(models, kind, tmp_path
         aligned(point, order).save(tmp_path / name)
         before, after = (transformers.AutoTokenizer.from_pretrained(f) for f in (models / kind / name, tmp_path / name))
         old, new = (
-            transformers.AutoModel.from_pretrained(f).get_input_embeddings().weight for f in (models / kind / name, tmp_path / name)
+            transformers.AutoModel.from_pretrained(f).get_input_embeddings().weight
+            for f in (models / kind / name, tmp_path / name)
         )
         tokens = [t for t in after.tokenize(TEXTS[name]) if t in before.get_vocab()]
         assert tokens
@@ -175,7 +180,9 @@ def test_special_tokens_of_the_config_are_numbered_anew(models, tmp_path):
     assert (config["bos_token_id"], config["eos_token_id"]) == (tokens["<s>"], tokens["</s>"]) == (1, 0)
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (generation["bos_token_id"], generation["eos_token_id"]) == (1, 0)
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (models / "llama" / "a" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        models / "llama" / "a" / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_stacked_models_share_a_vocabulary(models, run_cli):
@@ -215,7 +222,7 @@ def test_a_sentencepiece_model_that_cannot_be_read_is_said(models, run_cli, tmp_
 
 def test_tokenizers_of_two_kinds_have_no_union(models):
     base, other = Checkpoint.read(models / "llama" / "base"), Checkpoint.read(models / "tied" / "a")
-    with pytest.raises(InputError, match="one kind: .* BPE and .* Unigram"):
+    with pytest.raises(InputError, match=r"one kind: .* BPE and .* Unigram"):
         aligned(base, [base, other])
 
 
@@ -241,7 +248,9 @@ def test_the_command_line_aligns_and_verifies(models, run_cli, tmp_path, tokeniz
     assert (out / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
 
 
-LINEAR = "models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: 0.7}}]\nmerge_method: linear\n"
+LINEAR = (
+    "models: [{model: a, parameters: {weight: 0.3}}, {model: b, parameters: {weight: 0.7}}]\nmerge_method: linear\n"
+)
 SUM = """
 models: [{model: a, parameters: {weight: 0.5}}, {model: b, parameters: {weight: 0.8}}]
 merge_method: task_arithmetic
@@ -314,4 +323,7 @@ def test_equals_mergekit_token_by_token(models, theirs, run_cli, kind, config):
             np.testing.assert_allclose(x[len(mine) :], y[len(mine) :], atol=1e-6)
             x, y = x[[mine[t] for t in order]], y[[want[t] for t in order]]
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6, err_msg=name)
-    assert json.loads((out / "config.json").read_text())["vocab_size"] == json.loads((expected / "config.json").read_text())["vocab_size"]
+    assert (
+        json.loads((out / "config.json").read_text())["vocab_size"]
+        == json.loads((expected / "config.json").read_text())["vocab_size"]
+    )

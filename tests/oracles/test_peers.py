@@ -119,6 +119,49 @@ def test_mergekit_sparse_family(mergekit, record_property):
             differences(base + ours, theirs, f"{what} {density}", record_property)
 
 
+def test_mergekit_methods_of_thresholds(mergekit, record_property):
+    base, vs, start, tuned = family()
+    one = {"epsilon": 0.2}
+    for what, ours, theirs in (
+        ("nearswap", methods.nearswap(vs[:1], t=0.1), mergekit("nearswap", start, tuned[:1], t=0.1)),
+        ("arcee_fusion", methods.arcee_fusion(vs[:1]), mergekit("arcee_fusion", start, tuned[:1])),
+        ("ram", methods.ram(vs, **one), mergekit("ram", start, tuned, **one)),
+        ("ram default", methods.ram(vs), mergekit("ram", start, tuned)),
+        (
+            "ramplus_tl",
+            methods.ram(vs, **one, r=0.5, alpha=0.6, per="tensor"),
+            mergekit("ramplus_tl", start, tuned, r=0.5, alpha=0.6, **one),
+        ),
+    ):
+        differences(base + ours, theirs, what, record_property)
+
+
+def test_mergekit_rescaling(mergekit, same_masks, record_property):
+    base, vs, start, tuned = family()
+    a = [0.5, 0.3, 0.4]
+    of = {"weight": {f"t{i}": c for i, c in enumerate(a)}, "density": 0.4}
+    kit = {"density": 0.4, "variant": "mergekit", "coefficients": a}
+    for what, ours, theirs in (
+        ("ties rescaled", methods.ties(vs, rescale=True, **kit), mergekit("ties", start, tuned, rescale=True, **of)),
+        (
+            "breadcrumbs rescaled",
+            methods.breadcrumbs(vs, gamma=0.05, rescale=True, **kit),
+            mergekit("breadcrumbs", start, tuned, gamma=0.05, rescale=True, **of),
+        ),
+    ):
+        differences(base + ours, theirs, what, record_property)
+    kit |= {"rescale": False, "consensus": "sum"}
+    same_masks(
+        [
+            methods.della([w if i == j else 0.0 * w for j, w in enumerate(vs)], **kit).array(n) != 0
+            for n in SHAPES
+            for i in range(3)
+        ]
+    )
+    theirs = mergekit("della_linear", start, tuned, rescale=False, epsilon=0.1, **of)
+    differences(base + methods.della(vs, **kit), theirs, "della_linear as it is", record_property)
+
+
 @pytest.mark.parametrize("method", ["dare", "della"])
 @pytest.mark.parametrize("consensus", ["sum", "ties"])
 def test_mergekit_random_methods_given_the_same_masks(method, consensus, mergekit, same_masks, record_property):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from taskvec.errors import KeyMismatch, UsageError
-from taskvec.methods import fisher, iso_c, iso_cts, knots, lines, low_rank, regmean, tsv_m, wudi
+from taskvec.methods import fisher, iso_c, iso_cts, knots, lines, low_rank, mats, regmean, tsv_m, wudi
 from taskvec.weights import Checkpoint, TaskVector
 
 SHAPES = {"tall": (24, 10), "wide": (9, 20), "b": (7,), "conv": (3, 2, 2, 2), "s": ()}
@@ -261,3 +261,32 @@ def test_what_is_refused():
         fisher(vs, information=[wrong, wrong])
     with pytest.raises(KeyMismatch, match="another model"):
         regmean(vs, grams=[Checkpoint.of({"elsewhere": np.ones((2, 2))}, label="g")] * 2)
+
+
+@pytest.mark.parametrize("inputs", ["last", "first"])
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_mats_solves_its_equation(inputs, with_gradients):
+    rng = np.random.default_rng(0)
+    shape = (5, 4) if inputs == "last" else (4, 5)  # four inputs, five outputs
+    vs, ts = family(9, 3, {"w": shape, "b": (5,), "other": (3, 2)})
+
+    def moments(side):
+        return [(lambda x: x.T @ x / len(x))(rng.normal(size=(3 * side, side))) for _ in vs]
+
+    a, b = moments(4), moments(5) if with_gradients else [np.eye(5)] * 3
+    files = [[Checkpoint.of({"w": m.astype(np.float32)}, label=f"s{i}") for i, m in enumerate(ms)] for ms in (a, b)]
+    more = {"gradients": files[1]} if with_gradients else {}
+    got = mats(vs, grams=files[0], inputs=inputs, **more)
+    xs = [t["w"] if inputs == "last" else t["w"].T for t in ts]
+    # Row by row, B X A is (B kron A) times the entries of X.
+    left = sum(np.kron(y, x) for x, y in zip(a, b, strict=True))
+    right = sum(np.kron(y, x) @ t.ravel() for x, y, t in zip(a, b, xs, strict=True))
+    want = np.linalg.solve(left, right).reshape(5, 4)
+    near(got, "w", want if inputs == "last" else want.T, 1e-4)
+    for n in ("b", "other"):
+        near(got, n, np.mean([t[n] for t in ts], 0))
+    near(mats(vs, grams=files[0], inputs=inputs, iterations=0, **more), "w", np.mean([t["w"] for t in ts], 0))
+    if not with_gradients:
+        near(got, "w", regmean(vs, grams=files[0], shrink=1, inputs=inputs).array("w").astype(float), 1e-4)
+    with pytest.raises(KeyMismatch, match="does not fit the"):
+        mats(vs, grams=files[0], gradients=files[0], inputs=inputs)

@@ -180,7 +180,8 @@ def edit(
       restrict(v, '*.attn.*')       only these names; '~*.bias' excludes, a list combines
       shared(ft, base)              only what both have, under the base's names
       rebase(v, base)               use a vector with another base than its own
-      scale_by(v, {'*.mlp.*': 0.5}) coefficients by name, or a list over the layers
+      scale_by(v, {'mlp': 0.5})     coefficients by part (attention, mlp, norm,
+                                    embedding, head), by name, or over the layers
       stack([a, 0, 8], [b, 4, 12])  blocks of several checkpoints on top of each other
       aligned(a, base)              embeddings in the vocabulary of base; [base, b]: in the union
 
@@ -357,7 +358,7 @@ def extract_lora(
 @cli.command(short_help="Norms, cosines and signs of task vectors.")
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--base", type=click.Path(path_type=Path), help="The common base, when PATHS are fine-tuned checkpoints.")
-@click.option("--by", type=click.Choice(["model", "layer", "tensor"]), default="model", show_default=True)
+@click.option("--by", type=click.Choice(["model", "part", "layer", "tensor"]), default="model", show_default=True)
 @_shared
 @_threads
 @_json

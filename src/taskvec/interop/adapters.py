@@ -16,6 +16,7 @@ from ..address import is_address, label_of, parse_address
 from ..errors import InputError, KeyMismatch, StorageError, UsageError, some
 from ..weights import Checkpoint, TaskVector, graph
 from ..weights.adapter import CONFIG, FACTORS, WHOLE, AdapterSource, is_adapter, is_head
+from ..weights.factors import factors
 from ..weights.layers import BEFORE
 from ..weights.lineage import Base, root
 from ..weights.remote import local
@@ -240,17 +241,9 @@ def _sum_of_adapters(vector: TaskVector) -> list[tuple[graph.Node, float]] | Non
 
 def _stacked(vector: TaskVector, name: str, flip: bool) -> tuple[np.ndarray, np.ndarray]:
     """B side by side with coefficients, A on top of each other: their product is the sum, without cross terms."""
-    lefts, rights = [], []
-    for node, c in _sum_of_adapters(vector) or ():
-        if name not in node.spec:
-            continue
-        while node.op in (graph.REBASE, graph.RESTRICT):
-            node = node.inputs[0]
-        assert isinstance(node.source, AdapterSource)
-        left, right = node.source.matrices(name)
-        lefts.append(c * left)
-        rights.append(right)
-    left, right = np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0)
+    found = factors(vector.node, name, vector.spec[name].shape)
+    assert found is not None
+    left, right = found
     return (right.T, left.T) if flip else (left, right)
 
 

@@ -4,80 +4,19 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..address import is_address, parse_address
-from ..errors import InputError, UsageError, nearest, some
-from ..files import exists
+from ..errors import UsageError, some
 from ..methods import METHODS as OURS
-from ..recipe import FUNCTIONS, parse
-from ..weights import Checkpoint, TaskVector, graph, open_weights
+from ..weights import graph
 from ..weights.layers import BEFORE, depths, layer, patterns
 from ..weights.names import floats
-from ..weights.source import readable
 from .mergekit import METHODS, Config, Input, Settings, filters, value_for
+from .models import Names, module_of
 
-
-@dataclass
-class Names:
-    """The models of a config by the names they get in the recipe."""
-
-    folder: Path
-    read: dict[str, Path] = field(default_factory=dict)
-    define: dict[str, str] = field(default_factory=dict)
-    values: dict[str, Checkpoint | TaskVector] = field(default_factory=dict)
-    said: dict[str, str] = field(default_factory=dict)  # what the config calls a model -> its name here
-
-    def new(self, like: str) -> str:
-        word = re.sub(r"\W+", "_", like).strip("_") or "model"
-        word = f"_{word}" if word[0].isdecimal() else word
-        unique, i = word, 2
-        while unique in self.read or unique in self.define or unique in OURS or unique in FUNCTIONS:
-            unique, i = f"{word}_{i}", i + 1
-        return unique
-
-    def give(self, like: str, text: str) -> str:
-        """A new name for an expression; an equal one keeps its name."""
-        for name, known in self.define.items():
-            if known == text:
-                return name
-        name = self.new(like)
-        value = parse(text, self.values)
-        self.values[name], self.define[name] = replace(value, label=name), text
-        return name
-
-    def of(self, model: str) -> str:
-        """The name of a model that a config mentions: a folder, or ``folder+adapter``."""
-        if model not in self.said:
-            plain, plus, adapter = model.partition("+")
-            if plus and not exists(self.folder / model):
-                base, low = self.of(plain), self._open(adapter, TaskVector)
-                self.said[model] = self.give(f"{base}_{low}", f"{base} + {low}")
-            else:
-                self.said[model] = self._open(model, Checkpoint)
-        return self.said[model]
-
-    def _open(self, model: str, kind: type) -> str:
-        places = [Path(model)] if is_address(model) else [self.folder / model, Path(model)]
-        place = next((p for p in places if readable(p)), None)
-        if place is None:
-            near = nearest(Path(model).name, [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else [])
-            raise InputError(
-                f"the config names the model {model!r}, and there is no such folder beside the config or here.{near} "
-                f"Models of the hub are fetched only where the config says so: hf://{model}."
-            )
-        name = self.new(parse_address(model).name if is_address(model) else Path(model).name or model)
-        value = open_weights(place, label=name, fetch=False)
-        if not isinstance(value, kind):
-            raise InputError(
-                f"{model} is a {'task vector' if kind is Checkpoint else 'checkpoint'}, which cannot stand there."
-            )
-        self.read[name], self.values[name] = place, value
-        return name
+WITH_BASE = ("nearswap", "arcee_fusion", "slerp")  # two models, of which one is the base
 
 
 @dataclass
@@ -87,11 +26,18 @@ class Document:
     config: Config
     names: Names
     notes: list[str]
+    part: bool = False  # of a slice: one that has the base alone is copied
 
     def text(self) -> str:
         """The merged model as an expression."""
+        if self.config.modules:
+            return self._modules()
+        if self._differing():
+            return self._slice_by_slice()
         self._columns()
         method = self.config.method
+        if self.has_base and len(self.columns) < 2:
+            return self.columns[0]  # of the base alone nothing is to be merged
         special: Mapping[str, Callable[[], str]] = {
             "linear": self._linear, "slerp": self._slerp, "passthrough": self._passthrough,
             "task_arithmetic": self._task_arithmetic,
@@ -99,7 +45,8 @@ class Document:
             **dict.fromkeys(("ties", "dare_ties", "breadcrumbs_ties", "della"), self._elected),
         }  # fmt: skip
         text = special[method]() if method in special else self._grouped()
-        self._check_filters()
+        if not self.part:  # a filter may be about another slice
+            self._check_filters()
         return text
 
     # --- models as columns ----------------------------------------------------------------------------------------
@@ -115,8 +62,6 @@ class Document:
             if base is not None and all(i.model != base for i in inputs):
                 inputs.append(Input(base, inputs[0].blocks))
             rows.append(sorted(inputs, key=lambda i: i.model != base))
-        if len({len(r) for r in rows}) > 1 or len({part.base or self.config.base for part in self.config.slices}) > 1:
-            raise UsageError("slices that differ in their number of models, or in their base, are not available yet.")
         self.has_base = (self.config.slices[0].base or self.config.base) is not None
         if self.config.method == "passthrough" and len(rows[0]) > 1:
             if len(self.config.slices[0].inputs) > 1:
@@ -131,12 +76,11 @@ class Document:
         origin = self.names.values[self.columns[0]]
         self.spec = floats(origin.spec)
         self.deep = depths(origin.spec)
-        for method_least, what in (("slerp", 2), ("nuslerp", 2 + self.has_base)):
-            if self.config.method == method_least and len(self.columns) != what:
-                raise UsageError(
-                    f"{method_least} takes two models{' beside the base' * (what > 2)}, got {len(self.columns)}."
-                )
-        if self.has_base and len(self.columns) < 2:
+        for name, what in (("slerp", 2), ("nuslerp", 2 + self.has_base), ("nearswap", 2), ("arcee_fusion", 2)):
+            if self.config.method == name and len(self.columns) != what:
+                beside = ", of which one is the base" if name in WITH_BASE else " beside the base" * (what > 2)
+                raise UsageError(f"{name} takes two models{beside}, got {len(self.columns)}.")
+        if self.has_base and len(self.columns) < 2 and not self.part:
             raise UsageError(f"{self.config.method} needs a model beside the base {self.config.base}.")
 
     def _column(self, inputs: Sequence[Input]) -> str:
@@ -154,6 +98,54 @@ class Document:
             return pieces[0][0]
         text = ", ".join(f"[{name}, {first}, {last}]" for name, first, last, _ in pieces)
         return self.names.give("_on_".join(dict.fromkeys(p[0] for p in reversed(pieces)))[:40], f"stack({text})")
+
+    # --- slices and modules by themselves -----------------------------------------------------------------------------
+
+    def _differing(self) -> bool:
+        """Whether slices differ in their number of models or in their base, so that columns do not run through."""
+        if self.config.method == "passthrough" or len(self.config.slices) < 2:
+            return False
+        kinds = set()
+        for part in self.config.slices:
+            base = part.base or self.config.base
+            kinds.add((len({*(i.model for i in part.inputs), *([base] if base else [])}), base))
+        return len(kinds) > 1
+
+    def _slice_by_slice(self) -> str:
+        """Every slice as a model of its own, and these on top of each other."""
+        pieces = []
+        for i, part in enumerate(self.config.slices):
+            text = Document(replace(self.config, slices=(part,)), self.names, self.notes, part=True).text()
+            first, last = part.inputs[0].blocks or (0, 0)
+            pieces.append(f"[{self.names.give(f'slice_{i}', text)}, 0, {last - first}]")
+        return f"stack({', '.join(pieces)})"
+
+    def _modules(self) -> str:
+        """Every module as a model of its own, of which its tensors are taken."""
+        model = self.names.of(self.config.models[0])
+        origin = self.names.values[model]
+        held: dict[str, list[str]] = {m: [] for m in self.config.modules}
+        strange = []
+        for name in floats(origin.spec):
+            place = module_of(name, held)
+            (held[place] if place else strange).append(name)
+        for module, names in held.items():
+            if not names:
+                raise UsageError(f"{model} has no tensors of the module {module!r} ({some(origin.names)}).")
+        if strange:
+            raise UsageError(
+                f"{len(strange)} tensors of {model} are in none of the modules {', '.join(held)} ({some(strange)})."
+            )
+        out = model
+        for module, config in self.config.modules.items():
+            if any(i.blocks is not None for s in config.slices for i in s.inputs):
+                raise UsageError(f"slices in one of several modules ({module}) are not available; name `models` there.")
+            text = Document(config, self.names, self.notes).text()
+            if text != model:
+                whole = self.names.give(module, text)
+                chosen = patterns(held[module], origin.spec)
+                out += f" + restrict({whole} - {model}, {(chosen[0] if len(chosen) == 1 else chosen)!r})"
+        return out
 
     # --- parameters -------------------------------------------------------------------------------------------------
 
@@ -177,7 +169,7 @@ class Document:
         """What a parameter is for a tensor (of the output's name), of one model or of the whole."""
         i, t = self._place(name)
         part = self.config.slices[i]
-        tables: list[Settings] = [part.parameters, self.config.parameters]
+        tables: list[Settings] = [part.parameters, self.config.own, self.config.parameters]
         seen = name
         if column is not None:
             tables.insert(0, self.rows[i][column].parameters)
@@ -193,7 +185,7 @@ class Document:
 
     def _check_filters(self) -> None:
         """A filter that no tensor's name contains is a mistake."""
-        tables = [self.config.parameters, *(s.parameters for s in self.config.slices)]
+        tables = [self.config.own, self.config.parameters, *(s.parameters for s in self.config.slices)]
         tables += [i.parameters for s in self.config.slices for i in s.inputs]
         for word in dict.fromkeys(f for t in tables for v in t.values() for f in filters(v)):
             if not any(word in n for n in self.spec):
@@ -290,16 +282,16 @@ class Document:
         if density <= 0:
             return ""
         if family in ("ties", "breadcrumbs"):
-            if rescale:
-                raise UsageError(f"{method} with rescale: true is not available.")
             more = {"gamma": self._value("gamma", name, column)} if family == "breadcrumbs" else {}
+            more |= {"rescale": True} if rescale else {}
             return self._call(family, [tau], {"density": density, **more, "variant": "mergekit"})
         variant = self._value("variant", name)
         given = {"density": density, "seed": column - 1}
-        if variant != "paper":
-            given["variant"] = variant
         if family == "della":
             given |= {"epsilon": self._value("epsilon", name, column), "consensus": "sum"}
+            given |= {} if rescale else {"rescale": False}
+        if rescale and variant != "paper":
+            given["variant"] = variant
         self.notes.append(
             f"{method}: masks depend on the seed and on the names of tensors alone, and are not those of mergekit."
         )
@@ -309,9 +301,7 @@ class Document:
                 "L1 norm of each tensor. For its way write `variant: mergekit` among the parameters."
             )
         text = self._call(family, [tau], given)
-        if not rescale and (family != "dare" or variant != "paper"):
-            raise UsageError(f"{method} with rescale: false is not available here.")
-        return text if rescale else f"{density!r} * {text}"
+        return text if rescale or family != "dare" else f"{density!r} * {text}"
 
     def _slerp(self) -> str:
         base, other = self.columns
@@ -327,8 +317,9 @@ class Document:
         method = self.config.method
         others = self.columns[1:] if self.has_base else self.columns
         first = 1 if self.has_base else 0
-        if method in ("model_stock", "sce"):
-            return self.columns[0] + self._calls(method, [self._tau(c) for c in others], self._whole)
+        if method in ("model_stock", "sce", "nearswap", "arcee_fusion", "ram", "ramplus_tl"):
+            ours = "ram" if method == "ramplus_tl" else method
+            return self.columns[0] + self._calls(ours, [self._tau(c) for c in others], self._whole)
         if method == "karcher":
             return self._on_weights(
                 self.columns[0], "karcher", self.columns,
@@ -338,34 +329,45 @@ class Document:
         def own(n: str) -> dict[str, Any]:
             weights = [self._value("weight", n, j) for j in range(first, len(self.columns))]
             if method == "multislerp":
-                if not self._value("normalize_weights", n) and abs(math.fsum(weights) - 1) > 1e-6:
-                    raise UsageError("multislerp with normalize_weights: false is not available.")
                 return {"coefficients": weights}
             total = math.fsum(weights)
             given = {"t": 0.5 if abs(total) < 1e-6 else weights[1] / total}
             rows = "column" if self._value("nuslerp_row_wise", n) else "row"
             return given if self._value("nuslerp_flatten", n) else {**given, "per": rows}
 
+        def length(n: str) -> float:
+            """Weights that are not divided by their sum make the result longer by it; a model alone stays as it is."""
+            if method != "multislerp" or len(others) < 2 or self._value("normalize_weights", n):
+                return 1.0
+            return abs(math.fsum(self._value("weight", n, j) for j in range(first, len(self.columns))))
+
         if self.has_base:
-            return self.columns[0] + self._calls(method, [self._tau(c) for c in others], own)
-        return self._on_weights(self.columns[0], method, others, own)
+            return self.columns[0] + self._calls(method, [self._tau(c) for c in others], own, length)
+        return self._on_weights(self.columns[0], method, others, own, length)
 
     def _whole(self, name: str) -> dict[str, Any]:
-        """Hyper-parameters of model_stock and sce."""
-        if self.config.method == "sce":
+        """Hyper-parameters of methods that take differences to the base and have no weights."""
+        method = self.config.method
+        if method == "sce":
             return {"density": self._value("select_topk", name)}
-        return {"per": "row"} if self._value("filter_wise", name) else {}
+        if method == "model_stock":
+            return {"per": "row"} if self._value("filter_wise", name) else {}
+        given = {p: float(self._value(p, name)) for p in METHODS[method][1]}
+        return {**given, "per": "tensor"} if method == "ramplus_tl" else given
 
-    def _calls(self, method: str, vectors: Sequence[str], own: Callable[[str], dict[str, Any]]) -> str:
-        """`` + method([...], ...)`` for each set of tensors with equal hyper-parameters."""
-        groups: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    def _calls(
+        self, method: str, vectors: Sequence[str], own: Callable[[str], dict[str, Any]],
+        length: Callable[[str], float] = lambda n: 1.0,
+    ) -> str:  # fmt: skip
+        """`` + c * method([...], ...)`` for each set of tensors with equal hyper-parameters and factor."""
+        groups: dict[str, tuple[dict[str, Any], float, list[str]]] = {}
         for n in self.spec:
-            given = own(n)
-            groups.setdefault(repr(given), (given, []))[1].append(n)
+            given, c = own(n), length(n)
+            groups.setdefault(repr((given, c)), (given, c, []))[2].append(n)
         out = ""
-        for given, names in groups.values():
+        for given, c, names in groups.values():
             call = self._call(method, vectors, given)
-            out += f" + {self._only(call, names) if len(groups) > 1 else call}"
+            out += f" + {'' if c == 1 else f'{c!r} * '}{self._only(call, names) if len(groups) > 1 else call}"
         return out
 
     def _call(self, method: str, vectors: Sequence[str], given: dict[str, Any]) -> str:
@@ -388,10 +390,11 @@ class Document:
         return f"{method}([{', '.join(vectors)}]{said})"
 
     def _on_weights(
-        self, origin: str, method: str, columns: Sequence[str], own: Callable[[str], dict[str, Any]]
-    ) -> str:
+        self, origin: str, method: str, columns: Sequence[str], own: Callable[[str], dict[str, Any]],
+        length: Callable[[str], float] = lambda n: 1.0,
+    ) -> str:  # fmt: skip
         """A method of the weights themselves rather than of differences."""
-        calls = self._calls(method, [f"as_vector({c}, {origin})" for c in columns], own)
+        calls = self._calls(method, [f"as_vector({c}, {origin})" for c in columns], own, length)
         return f"{origin}{calls} - as_vector({origin}, {origin})"
 
     # --- words ------------------------------------------------------------------------------------------------------

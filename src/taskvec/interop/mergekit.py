@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "della": ({"weight": None, "density": 1.0, "epsilon": 0.15}, {**_RANDOM, "normalize": True}),
     "della_linear": ({"weight": None, "density": 1.0, "epsilon": 0.15}, _RANDOM),
     "sce": ({}, {"select_topk": 1.0}),
+    "nearswap": ({}, {"t": None}),
+    "arcee_fusion": ({}, {}),
+    "ram": ({}, {"epsilon": 1e-5}),
+    "ramplus_tl": ({}, {"r": 0.1, "alpha": 0.2, "epsilon": 1e-5}),
 }
-NOT_YET = ("nearswap", "arcee_fusion", "ram", "ramplus_tl")
 WITHOUT_BASE = ("linear", "passthrough", "karcher", "nuslerp", "multislerp")
 PARAMETERS = {p for own, shared in METHODS.values() for p in (*own, *shared)} | {"int8_mask"}
 KEYS = (
@@ -64,7 +67,13 @@ class Slice:
 
 @dataclass(frozen=True)
 class Config:
-    """One document of a mergekit config."""
+    """One document of a mergekit config.
+
+    Args:
+        slices: what the whole model becomes, from its first block to the last; of several modules none.
+        parameters: of the whole.
+        modules: what each module becomes, if several are named: a config of its own, with `own` parameters of the module.
+    """
 
     method: str
     slices: tuple[Slice, ...]
@@ -75,12 +84,15 @@ class Config:
     name: str | None
     notes: tuple[str, ...] = ()
     template: str | None = None  # of chats: `auto`, or its text
+    own: Settings = field(default_factory=dict)
+    modules: Mapping[str, Config] = field(default_factory=dict)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Every model it names, once: the base first."""
         bases = [self.base, *(s.base for s in self.slices)]
-        return tuple(dict.fromkeys(m for m in (*bases, *(i.model for s in self.slices for i in s.inputs)) if m))
+        named = [i.model for s in self.slices for i in s.inputs] + [m for c in self.modules.values() for m in c.models]
+        return tuple(dict.fromkeys(m for m in (*bases, *named) if m))
 
 
 def recognises(path: str | Path) -> bool:
@@ -117,9 +129,7 @@ def _config(table: Mapping[str, Any], said: str) -> Config:
         if key not in KEYS:
             wrong(f"unknown key {key!r}; a mergekit config has {', '.join(KEYS)}.{nearest(key, KEYS)}", UnknownName)
     method = table.get("merge_method")
-    if method in NOT_YET:
-        wrong(f"merge_method {method} is not available; there are {', '.join(METHODS)}.")
-    elif not isinstance(method, str) or method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         hint = nearest(str(method), METHODS)
         wrong(f"unknown merge_method {method!r}; there are {', '.join(METHODS)}.{hint}", UnknownName)
     notes: list[str] = []
@@ -169,56 +179,83 @@ def _config(table: Mapping[str, Any], said: str) -> Config:
             return ""
         return name
 
-    slices: list[Slice] = []
-    given = [k for k in ("models", "slices", "modules") if table.get(k)]
-    body = table
-    if given == ["modules"]:
-        modules = table["modules"]
-        if isinstance(modules, dict) and len(modules) == 1 and isinstance(next(iter(modules.values())), dict):
-            body = item(next(iter(modules.values())), "modules", ("models", "slices", "parameters"))
-            given = [k for k in ("models", "slices") if body.get(k)]
-            if body.get("parameters"):
-                wrong("`modules` with parameters of their own are not available; move them to the top.")
-        else:
-            wrong("`modules` with more than one module is not available yet; merge them one by one.")
-            given = ["modules", ""]
-    if len(given) != 1:
-        if given != ["modules", ""]:
-            wrong(f"exactly one of models, slices and modules must be given, got {', '.join(given) or 'none'}.")
-    elif given == ["models"]:
-        inputs = []
-        for i, entry in enumerate(items(body["models"], "models")):
-            entry = item(entry, f"models[{i}]", ("model", "parameters"))
-            inputs.append(Input(model(entry, f"models[{i}]"), None, settings(entry.get("parameters"), f"models[{i}]")))
-        slices.append(Slice(tuple(inputs)))
-    else:
-        for i, part in enumerate(items(body["slices"], "slices")):
-            part = item(part, f"slices[{i}]", ("sources", "parameters", "base_model"))
+    def slices_of(body: Mapping[str, Any], where: str) -> tuple[Slice, ...]:
+        """The slices of a table with `models` or `slices`; `where` is put before their names."""
+        given = [k for k in ("models", "slices") if body.get(k)]
+        if len(given) != 1:
+            options = "models, slices and modules" if not where else "models and slices"
+            wrong(
+                f"exactly one of {options} must be given{where and f' in {where}'}, got {', '.join(given) or 'none'}."
+            )
+            return ()
+        where = f"{where}.{given[0]}" if where else given[0]
+        if given == ["models"]:
             inputs = []
-            for j, entry in enumerate(items(part.get("sources"), f"slices[{i}].sources")):
-                where = f"slices[{i}].sources[{j}]"
-                entry = item(entry, where, ("model", "layer_range", "parameters"))
+            for i, entry in enumerate(items(body["models"], where)):
+                entry = item(entry, f"{where}[{i}]", ("model", "parameters"))
+                own = settings(entry.get("parameters"), f"{where}[{i}]")
+                inputs.append(Input(model(entry, f"{where}[{i}]"), None, own))
+            return (Slice(tuple(inputs)),)
+        found = []
+        for i, part in enumerate(items(body["slices"], where)):
+            part = item(part, f"{where}[{i}]", ("sources", "parameters", "base_model"))
+            inputs = []
+            for j, entry in enumerate(items(part.get("sources"), f"{where}[{i}].sources")):
+                there = f"{where}[{i}].sources[{j}]"
+                entry = item(entry, there, ("model", "layer_range", "parameters"))
                 blocks = entry.get("layer_range")
                 if not (isinstance(blocks, list) and len(blocks) == 2 and all(type(b) is int for b in blocks)):
-                    wrong(f"{where} needs `layer_range: [first, past the last]`, got {blocks!r}.")
+                    wrong(f"{there} needs `layer_range: [first, past the last]`, got {blocks!r}.")
                     blocks = [0, 1]
-                own = settings(entry.get("parameters"), where)
-                inputs.append(Input(model(entry, where), (blocks[0], blocks[1]), own))
-            own = settings(part.get("parameters"), f"slices[{i}]")
-            slices.append(Slice(tuple(inputs), own, text("base_model", part.get("base_model"))))
+                own = settings(entry.get("parameters"), there)
+                inputs.append(Input(model(entry, there), (blocks[0], blocks[1]), own))
+            if len({i.blocks[1] - i.blocks[0] for i in inputs if i.blocks}) > 1:
+                wrong(f"{where}[{i}]: its sources have different numbers of blocks; each must have as many.")
+            own = settings(part.get("parameters"), f"{where}[{i}]")
+            found.append(Slice(tuple(inputs), own, text("base_model", part.get("base_model"))))
+        return tuple(found)
+
+    modules: dict[str, tuple[tuple[Slice, ...], Settings]] = {}
+    slices: tuple[Slice, ...] = ()
+    if table.get("modules"):
+        if table.get("models") or table.get("slices"):
+            wrong("exactly one of models, slices and modules must be given.")
+        given = table["modules"]
+        if not isinstance(given, dict):
+            wrong(f"`modules` must be a table of modules, got {given!r}.")
+            given = {}
+        for name, body in given.items():
+            body = item(body, f"modules.{name}", ("models", "slices", "parameters"))
+            own = settings(body.get("parameters"), f"modules.{name}.parameters")
+            modules[name] = slices_of(body, f"modules.{name}"), own
+    else:
+        slices = slices_of(table, "")
     shared = settings(table.get("parameters"), "parameters")
     base = text("base_model", table.get("base_model"))
-    if method in METHODS and method not in WITHOUT_BASE and base is None and not all(s.base for s in slices):
+    every = [s for held in (slices, *(held for held, _ in modules.values())) for s in held]
+    if method in METHODS and method not in WITHOUT_BASE and base is None and not all(s.base for s in every):
         wrong(f"{method} needs `base_model`.")
     dtype, out = (text(k, table.get(k)) for k in ("dtype", "out_dtype"))
     if dtype not in (None, "float32"):
         notes.append(f"dtype: {dtype} is the format of the output here; the arithmetic is in float32.")
     tokenizer, template = read_tokenizer(table, wrong), check_template(table.get("chat_template"), wrong)
     raise_all(mistakes)
-    return Config(
-        str(method), tuple(slices), base, shared, out or dtype, tokenizer, text("name", table.get("name")),
-        tuple(dict.fromkeys(notes)), template,
-    )  # fmt: skip
+    said_notes = tuple(dict.fromkeys(notes))
+    whole = Config(
+        str(method),
+        slices,
+        base,
+        shared,
+        out or dtype,
+        tokenizer,
+        text("name", table.get("name")),
+        said_notes,
+        template,
+    )
+    parts = {n: replace(whole, slices=held, own=own) for n, (held, own) in modules.items()}
+    if len(parts) == 1:  # all of a model that has but one
+        return next(iter(parts.values()))
+    return replace(whole, modules=parts)
 
 
 def _malformed(value: Any) -> str:

@@ -18,8 +18,8 @@ from ..weights.output import side_files
 from ..weights.vocabulary import TOKENIZER_FILES, apart, has_tokenizer
 
 if TYPE_CHECKING:
-    from .document import Names
     from .mergekit import Config
+    from .models import Names
 
 KEYS = ("source", "tokens", "pad_to_multiple_of")
 TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")  # that mergekit carries under these names

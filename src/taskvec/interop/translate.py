@@ -11,8 +11,9 @@ from ..address import is_address, parse_address
 from ..errors import TaskvecError, UsageError, collecting, raise_all, some
 from ..recipe import Recipe, parse
 from ..weights import Checkpoint
-from .document import Document, Names
+from .document import Document
 from .mergekit import Config, read_configs
+from .models import Names
 from .tokenizers import align, template_files
 
 

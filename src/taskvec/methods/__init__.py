@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..weights import Op, TaskVector
-from . import curvature, elementwise, layered, linear, sparse_steps, spectral
-from .curvature import fisher, regmean
+from . import curvature, elementwise, layered, linear, sparse_steps, spectral, threshold
+from .curvature import fisher, mats, regmean
 from .layered import lines, wudi
 from .linear import expo, karcher, model_stock, multislerp, nuslerp, paint, weighted_average
 from .named import average, dare, random_like, slerp, task_sum, ties
@@ -26,6 +26,7 @@ from .sparse import (
     tall_mask,
 )
 from .spectral import iso_c, iso_cts, knots, low_rank, tsv_m
+from .threshold import arcee_fusion, nearswap, ram
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ METHODS: dict[str, Method] = {
     "emr": Method(emr, identity={"task": None}),
     "random_drop": Method(random_drop, vectors=(1, 1), identity={"density": 1.0}),
     "magnitude_drop": Method(magnitude_drop, vectors=(1, 1), identity={"density": 1.0}),
+    "nearswap": Method(nearswap, vectors=(1, 1), scales=False, identity={"t": 1e9}),
+    "arcee_fusion": Method(arcee_fusion, vectors=(1, 1), scales=False),
+    "ram": Method(ram, permutes=True, scales=False, identity={"epsilon": 0.0}),
     "stitch": Method(stitch, statistics="masks"),
     "low_rank": Method(low_rank, vectors=(1, 1)),
     "tsv_m": Method(tsv_m, permutes=True),
@@ -82,6 +86,7 @@ METHODS: dict[str, Method] = {
     "wudi": Method(wudi, permutes=True, scales=False),
     "fisher": Method(fisher, statistics="information"),
     "regmean": Method(regmean, statistics="grams"),
+    "mats": Method(mats, statistics="grams"),
     "random": Method(random_like, vectors=(1, 1)),
 }
 
@@ -94,12 +99,13 @@ STEPS: dict[str, Op] = {
         *spectral.STEPS,
         *layered.STEPS,
         *curvature.STEPS,
+        *threshold.STEPS,
     )
 }
 
 __all__ = [
-    "METHODS", "STEPS", "Method", "average", "breadcrumbs", "consensus", "dare", "della", "emr", "expo", "fisher", "iso_c",
-    "iso_cts", "karcher", "knots", "lines", "low_rank", "magmax", "magnitude_drop", "model_stock", "multislerp", "nuslerp",
-    "paint", "pcb", "random_drop", "random_like", "regmean", "sce", "slerp", "stitch", "tall_mask", "task_sum", "ties",
-    "tsv_m", "weighted_average", "wudi",
+    "METHODS", "STEPS", "Method", "arcee_fusion", "average", "breadcrumbs", "consensus", "dare", "della", "emr",
+    "expo", "fisher", "iso_c", "iso_cts", "karcher", "knots", "lines", "low_rank", "magmax", "magnitude_drop", "mats",
+    "model_stock", "multislerp", "nearswap", "nuslerp", "paint", "pcb", "ram", "random_drop", "random_like",
+    "regmean", "sce", "slerp", "stitch", "tall_mask", "task_sum", "ties", "tsv_m", "weighted_average", "wudi",
 ]  # fmt: skip

@@ -46,7 +46,7 @@ def average(vectors: Sequence[TaskVector]) -> TaskVector:
 
 def ties(
     vectors: Sequence[TaskVector], *, density: float = 0.2, variant: Literal["paper", "mergekit", "peft"] = "paper",
-    votes: Literal["mass", "count"] = "mass", coefficients: Sequence[float] | None = None,
+    votes: Literal["mass", "count"] = "mass", rescale: bool = False, coefficients: Sequence[float] | None = None,
 ) -> TaskVector:  # fmt: skip
     r"""TIES: trim each vector to its largest entries, elect signs, average the entries that agree.
 
@@ -61,6 +61,7 @@ def ties(
         density: share of entries kept in each vector, in (0, 1]; entries equal to the cut are kept too.
         variant: whose reading, see below.
         votes: "mass" adds up the entries for the vote, "count" their signs.
+        rescale: whether every trimmed tensor is multiplied so that its sum of magnitudes is as before (mergekit's `rescale`).
         coefficients: :math:`\alpha_t`, one a vector: its trimmed entries are multiplied by it. Ones unless given.
     Raises:
         UsageError: density outside (0, 1], no vectors, an unknown variant, or not one coefficient a vector.
@@ -83,6 +84,7 @@ def ties(
         counting = {"mergekit": "floor1", "peft": "floor"}.get(variant, "")
         cuts = [tensor_cut(v, density, counting) if counting else _kth_magnitude(v, density) for v in vectors]
         trimmed = [lift(TRIM, [v], cut=cut) for v, cut in zip(vectors, cuts, strict=True)]
+        trimmed = [as_heavy(d, v) for d, v in zip(trimmed, vectors, strict=True)] if rescale else trimmed
     if variant == "paper" and votes == "mass":
         scaled = trimmed if coefficients is None else [c * v for c, v in zip(given, trimmed, strict=True)]
         merged = lift(ELECT, scaled)
@@ -95,7 +97,8 @@ def ties(
         merged = lift(AGREE, trimmed, coefficients=given, votes=votes, **rule)
     return named(
         "ties", vectors, merged, density=density, variant=None if variant == "paper" else variant,
-        votes=None if votes == "mass" else votes, coefficients=None if coefficients is None else given,
+        votes=None if votes == "mass" else votes, rescale=rescale or None,
+        coefficients=None if coefficients is None else given,
     )  # fmt: skip
 
 

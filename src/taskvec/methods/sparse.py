@@ -32,7 +32,7 @@ from .sparse_steps import (
 
 def della(
     vectors: Sequence[TaskVector], *, density: float = 0.5, epsilon: float = 0.1, seed: int = 0,
-    consensus: Literal["ties", "sum"] = "ties", variant: Literal["paper", "mergekit"] = "paper",
+    rescale: bool = True, consensus: Literal["ties", "sum"] = "ties", variant: Literal["paper", "mergekit"] = "paper",
     coefficients: Sequence[float] | None = None,
 ) -> TaskVector:  # fmt: skip
     r"""DELLA: drop entries at random, small ones of a row more often; rescale, elect signs, average what agrees.
@@ -45,6 +45,7 @@ def della(
         density: d, the mean probability of keeping an entry, in (0, 1]; 1 keeps all.
         epsilon: :math:`\epsilon`, how far the probabilities reach to either side; d - epsilon and d + epsilon must lie in (0, 1).
         seed: chooses the masks, together with the vector's place in the list, names and positions.
+        rescale: whether what is kept is enlarged (divided by :math:`p_t`), or stays as it is.
         consensus: "ties" elects signs and averages the entries that agree; "sum" adds.
         variant: whose reading, see below.
         coefficients: one a vector, which its entries are multiplied by. Ones unless given.
@@ -67,22 +68,23 @@ def della(
     given = checks.coefficients("della", vectors, coefficients)
     thin = list(vectors)
     if density < 1:
-        rescale = variant != "mergekit"
+        by_chance = rescale and variant != "mergekit"
         thin = [
-            lift(RANKED_DROP, [v], density=density, epsilon=epsilon, rescale=rescale, seed=f"della {seed} {i}")
+            lift(RANKED_DROP, [v], density=density, epsilon=epsilon, rescale=by_chance, seed=f"della {seed} {i}")
             for i, v in enumerate(vectors)
         ]
-        thin = thin if rescale else [as_heavy(d, v) for d, v in zip(thin, vectors, strict=True)]
+        if rescale and not by_chance:
+            thin = [as_heavy(d, v) for d, v in zip(thin, vectors, strict=True)]
     merged = merge("della", thin, consensus=consensus, variant=variant, coefficients=given)
     return named(
-        "della", vectors, merged, density=density, epsilon=epsilon, seed=seed,
+        "della", vectors, merged, density=density, epsilon=epsilon, seed=seed, rescale=None if rescale else False,
         consensus=None if consensus == "ties" else consensus, variant=None if variant == "paper" else variant,
         coefficients=None if coefficients is None else given,
     )  # fmt: skip
 
 
 def breadcrumbs(
-    vectors: Sequence[TaskVector], *, density: float = 0.1, gamma: float = 0.01,
+    vectors: Sequence[TaskVector], *, density: float = 0.1, gamma: float = 0.01, rescale: bool = False,
     consensus: Literal["sum", "ties"] = "sum", variant: Literal["paper", "mergekit"] = "paper",
     coefficients: Sequence[float] | None = None,
 ) -> TaskVector:  # fmt: skip
@@ -95,6 +97,7 @@ def breadcrumbs(
         vectors: one per task, of one base.
         density: share of entries kept in each tensor, in (0, 1].
         gamma: share of the largest entries dropped first, in [0, 1); fewer where density leaves no room for it.
+        rescale: whether what is kept of a tensor is multiplied so that its sum of magnitudes is as before.
         consensus: "sum" adds; "ties" elects signs and averages the entries that agree.
         variant: whose reading, see below.
         coefficients: one a vector, which its entries are multiplied by. Ones unless given.
@@ -117,11 +120,12 @@ def breadcrumbs(
         for v in vectors:
             low = tensor_cut(v, density, counting, skip=gamma)
             high = tensor_cut(v, density, counting, skip=gamma, above=True)
-            thin.append(lift(BAND, [v], low=low, high=high))
+            kept = lift(BAND, [v], low=low, high=high)
+            thin.append(as_heavy(kept, v) if rescale else kept)
     merged = merge("breadcrumbs", thin, consensus=consensus, variant=variant, coefficients=given)
     return named(
-        "breadcrumbs", vectors, merged, density=density, gamma=gamma, consensus=None if consensus == "sum" else consensus,
-        variant=None if variant == "paper" else variant, coefficients=None if coefficients is None else given,
+        "breadcrumbs", vectors, merged, density=density, gamma=gamma, rescale=rescale or None,
+        consensus=None if consensus == "sum" else consensus, variant=None if variant == "paper" else variant, coefficients=None if coefficients is None else given,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ LONGEST = 200_000  # characters of one expression; hyper-parameters of their own
 FUNCTIONS = ("restrict", "shared", "rebase", "scale_by", "as_vector", "stack", "aligned")
 EXAMPLES = {
     "restrict": "restrict(v, '*.attn.*')", "shared": "shared(tuned, base)", "rebase": "rebase(v, base)",
-    "scale_by": "scale_by(v, {'*.mlp.*': 0.5})", "as_vector": "as_vector(a, base)", "stack": "stack([a, 0, 8], [b, 4, 12])",
+    "scale_by": "scale_by(v, {'mlp': 0.5, '*.0.*': 1})", "as_vector": "as_vector(a, base)", "stack": "stack([a, 0, 8], [b, 4, 12])",
     "aligned": "aligned(a, base), aligned(a, [base, b])",
 }  # fmt: skip
 
@@ -413,7 +413,7 @@ def _aligned(args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -
 
 
 def _amounts(node: ast.expr, scope: _Scope) -> Any:
-    """A coefficient, a list of them, or a table of patterns to either; None if it is none of these."""
+    """A coefficient, a list of them, or a table of patterns and parts to either; None if it is none of these."""
     match node:
         case ast.Dict(keys=keys, values=values):
             names = [k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
@@ -433,7 +433,9 @@ def _amounts(node: ast.expr, scope: _Scope) -> Any:
             if isinstance(value, Broken):
                 return None
     scope.wrong(
-        UsageError(f"scale_by takes a number, a list over layers, or a table of patterns: {EXAMPLES['scale_by']}.")
+        UsageError(
+            f"scale_by takes a number, a list over layers, or a table of parts and patterns: {EXAMPLES['scale_by']}."
+        )
     )
     return None
 

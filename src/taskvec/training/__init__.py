@@ -19,10 +19,10 @@ from .regime import (
     Regime,
 )
 from .sharded import fit_sharded
-from .statistics import fisher, gram
+from .statistics import fisher, gradient_gram, gram, grams_in_sequence
 
 __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
     "TANGENT", "Fitted", "Penalty", "Pretrained", "Rank", "Regime", "TrainSpec", "fisher", "fit", "fit_sharded",
-    "gram", "orthogonal", "pretrain", "probe", "tau_jp",
+    "gradient_gram", "gram", "grams_in_sequence", "orthogonal", "pretrain", "probe", "tau_jp",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from .compare import Comparison, compare, kinship_notes, relative_distance
 from .dtypes import TensorSpec
 from .graph import Op
 from .layers import as_vector, scale_by, stack
+from .parts import part, parts
 from .plan import explain
 from .text import Explanation
 
@@ -27,6 +28,8 @@ __all__ = [
     "lift",
     "named",
     "open_weights",
+    "part",
+    "parts",
     "relative_distance",
     "scale_by",
     "stack",

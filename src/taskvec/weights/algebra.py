@@ -217,7 +217,10 @@ class Checkpoint(_Tensors):
                 spec = self.spec[name]
                 out[name] = source.read(old, 0, spec.size).reshape(spec.shape).copy()
             else:
-                out[name] = narrow(self._working(name, summaries), self.spec[name].dtype)
+                values = narrow(self._working(name, summaries), self.spec[name].dtype)
+                out[name] = (
+                    values if values.flags.writeable else values.copy()
+                )  # a sum with nothing is the input itself
         return out
 
     def fingerprint(self) -> str:

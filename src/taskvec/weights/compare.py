@@ -13,6 +13,7 @@ from .algebra import FORWARD_KEY, Checkpoint, TaskVector, lift
 from .execute import Block, evaluate, levels, summarise, whole_tensors
 from .lineage import Base
 from .names import floats, layer_of
+from .parts import part
 from .source import SAMPLE
 from .summaries import CHANGED, DOT, NORM, SIGN_AGREEMENT
 from .text import expression
@@ -47,7 +48,7 @@ def compare(
     vectors: Sequence[TaskVector],
     *,
     base: Checkpoint | None = None,
-    by: Literal["model", "layer", "tensor"] = "model",
+    by: Literal["model", "part", "layer", "tensor"] = "model",
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Comparison:
@@ -56,7 +57,7 @@ def compare(
     Args:
         vectors: one or more task vectors of one base.
         base: if given, its norm on the same tensors is reported too, which tells how large a step the vectors are.
-        by: also report every layer, or every tensor.
+        by: also report every part (attention, mlp, ...), every layer, or every tensor.
         threads: how many compute.
         progress: called with the bytes read since the last call.
     Raises:
@@ -112,9 +113,10 @@ def compare(
 
     groups = [figures("model", names)]
     if by != "model":
+        group = {"part": part, "layer": layer_of, "tensor": str}[by]
         order: dict[str, list[str]] = {}
         for n in vectors[0].names:
-            order.setdefault(n if by == "tensor" else layer_of(n), []).append(n)
+            order.setdefault(group(n), []).append(n)
         groups += [figures(label, members) for label, members in order.items()]
     return Comparison(tuple(v.label for v in vectors), tuple(groups))
 

@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import NonFinite
 from .device import CPU, Device
 from .dtypes import DTYPES, all_finite, widen
+from .factors import factors
 from .gather import Block, gather
 from .graph import ALIGN, AS_VECTOR, COMBINE, MOVE, READ, REBASE, RENAME, RESTRICT, STACK, Node, reads, walk
 
@@ -113,11 +114,18 @@ def _given(node: Node, block: Block, frame: _Frame) -> dict[str, Any]:
 
 def _whole(node: Node, block: Block, frame: _Frame) -> Any:
     """An operation on uncut tensors, each in the shape it has (statistics beside the vectors may have another)."""
+    own = node.spec[block.name].shape
+    if node.op.factored is not None and len(own) == 2:
+        pairs = [factors(n, block.name, own) for n in ordered(node, block.name)]
+        if all(p is not None and all(np.isfinite(x).all() for x in p) for p in pairs):
+            thin = node.op.factored(pairs, **_given(node, block, frame))
+            if thin is not None:
+                return frame.device.up(thin.reshape(-1))
     arrays = []
     for n in ordered(node, block.name):
         spec = n.spec.get(block.name)
         x = None if spec is None else _evaluate(n, Block(block.name, 0, spec.size), frame)
-        shape = node.spec[block.name].shape if spec is None else spec.shape
+        shape = own if spec is None else spec.shape
         arrays.append((frame.device.up(np.zeros(math.prod(shape), np.float32)) if x is None else x).reshape(shape))
     return node.op.fn(arrays, **_given(node, block, frame)).reshape(-1)
 

@@ -38,6 +38,11 @@ class Op:
         symmetric: the order of the inputs means nothing; the executor fixes one, so that permutations give equal bits.
         finish: for a summary, ``(sum of the partials, **params) -> value``.
         entry: the same on one entry, for the compiled path (see entry.py); a summary's gives its reductions.
+        factored: for "tensor": the same on ``(left, right)`` pairs instead of arrays, each the thin factors of one input in
+            float64 (adapters have them); None as its result asks for the arrays after all.
+        work: for "tensor", what decompositions and products of matrices cost, for estimates of time:
+            ``(shape, ranks, **params) -> multiply-adds`` for one tensor; `ranks` has for each input the rank of its thin factors,
+            or None.
         prepare: ``(**params) -> parameters of entry``, numbers and random words; None where entry does not apply.
         reference: the source of the formula.
     """
@@ -51,6 +56,8 @@ class Op:
     finish: Callable[..., Any] | None = None
     entry: Callable[..., Any] | None = None
     prepare: Callable[..., Mapping[str, Any] | None] | None = None
+    factored: Callable[..., Any] | None = None
+    work: Callable[..., float] | None = None
     reference: str = ""
 
 

@@ -14,6 +14,7 @@ from ..select import matching, named
 from . import graph
 from .algebra import Checkpoint, TaskVector, combined
 from .lineage import Base
+from .parts import PARTS, parts
 
 # What networks call the tensors that come before their blocks; all others outside of blocks come after them.
 BEFORE = re.compile(r"(^|[._])(embed(?!_out)|embeddings?|wte|wpe|tok_embeddings|cls_token|pos_embed|conv1|patch)", re.I)
@@ -59,14 +60,16 @@ def scale_by(vector: TaskVector, coefficients: Amount | Mapping[str, Amount]) ->
 
     A list runs over the layers: its values are equally spaced from the first block to the last and interpolated between;
     tensors outside of blocks (embeddings, head) are not meant by it. A table gives a number or a list to each name
-    pattern; the first pattern that a tensor matches counts. Tensors that nothing speaks of keep the coefficient 1; those with 0
-    are left out, as `restrict` leaves them out.
+    pattern, or to each part of the network, for which the words attention, mlp, norm, embedding and head stand (see
+    `taskvec.weights.part`; what is in none of them is reached by patterns). The first entry that a tensor matches counts.
+    Tensors that nothing speaks of keep the coefficient 1; those with 0 are left out, as `restrict` leaves them out.
 
     Args:
         vector: the vector.
-        coefficients: one number, a list over layers, or a table of name patterns to such.
+        coefficients: one number, a list over layers, or a table of name patterns and parts to such.
     Raises:
-        UsageError: a pattern that matches no tensor, or a list for a vector without numbered blocks.
+        UsageError: a pattern or part that matches no tensor, a word that is both a part and a tensor's name, or a list for a
+            vector without numbered blocks.
     Example:
         >>> import numpy as np
         >>> base = Checkpoint.of({f"layers.{i}.w": np.zeros(1, np.float32) for i in range(3)})
@@ -75,17 +78,21 @@ def scale_by(vector: TaskVector, coefficients: Amount | Mapping[str, Amount]) ->
         [1.0, 2.0, 3.0]
         >>> [float(scale_by(tau, {"layers.1.*": 7}).array(n)[0]) for n in base.names]
         [1.0, 7.0, 1.0]
+        >>> base = Checkpoint.of({n: np.zeros(1, np.float32) for n in ("h.0.attn.w", "h.0.mlp.w", "wte.weight")})
+        >>> tau = TaskVector.of({n: np.ones(1, np.float32) for n in base.names}, base)
+        >>> [float(scale_by(tau, {"attention": 0.5, "mlp": 2}).array(n)[0]) for n in base.names]
+        [0.5, 2.0, 1.0]
     """
     if isinstance(coefficients, numbers.Real) and not isinstance(coefficients, bool):
         return vector * float(coefficients)
     table = coefficients if isinstance(coefficients, Mapping) else {"*": coefficients}
     if not table:
-        raise UsageError("scale_by: the table of coefficients is empty; write for example {'*.mlp.*': 0.5}.")
+        raise UsageError("scale_by: the table of coefficients is empty; write for example {'mlp': 0.5}.")
     found: dict[str, float] = {}
     for pattern, amount in table.items():
-        chosen = [n for n in vector.names if matching(pattern)(n)]
+        chosen = _chosen(vector, pattern)
         if not chosen:
-            hint = nearest(pattern, vector.names)
+            hint = nearest(pattern, [*vector.names, *PARTS])
             raise UsageError(
                 f"scale_by: {pattern!r} matches none of the {len(vector.names)} tensors of {vector.label} "
                 f"({some(vector.names)}).{hint}"
@@ -93,6 +100,29 @@ def scale_by(vector: TaskVector, coefficients: Amount | Mapping[str, Amount]) ->
         for name, c in _amounts(chosen, amount, depths(vector.names)).items():
             found.setdefault(name, c)
     return scaled(vector, found)
+
+
+def _chosen(vector: TaskVector, pattern: str) -> list[str]:
+    """The tensors that an entry of a table is about.
+
+    Raises:
+        UsageError: a part that is not there, or a word that may mean a part or a tensor.
+    """
+    if pattern not in PARTS:
+        return [n for n in vector.names if matching(pattern)(n)]
+    if pattern in vector.names:
+        raise UsageError(
+            f"scale_by: {pattern!r} is a part of networks, and {vector.label} has a tensor of that name. For the tensor write "
+            f"'[{pattern[0]}]{pattern[1:]}'; for the part, patterns of its names."
+        )
+    found = parts(vector.names)
+    if pattern not in found:
+        has = ", ".join(f"{p} ({len(held)})" for p, held in found.items())
+        raise UsageError(
+            f"scale_by: the part {pattern!r} matches none of the {len(vector.names)} tensors of {vector.label}; by their names "
+            f"these are {has}. Name the tensors by patterns."
+        )
+    return found[pattern]
 
 
 def _amounts(names: list[str], amount: Amount, deep: Mapping[str, int]) -> dict[str, float]:
@@ -143,7 +173,8 @@ def patterns(names: Iterable[str], among: Iterable[str]) -> list[str]:
     out: dict[str, None] = {}
     for n in wanted:
         whole = next((p for p in _prefixes(n) if p not in barred), None)
-        out[glob.escape(n) if whole is None else f"{glob.escape(whole)}*"] = None
+        said = glob.escape(n) if whole is None else f"{glob.escape(whole)}*"
+        out[f"[{said[0]}]{said[1:]}" if said in PARTS else said] = None
     return list(out)
 
 
