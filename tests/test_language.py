@@ -92,10 +92,10 @@ class TestOpening:
         assert "org/name/model.safetensors" in asked and "org/name/tokenizer.json" in asked
 
     def test_what_is_none_is_refused(self, tmp_path, folder):
-        with pytest.raises(InputError, match="is no folder, no .gguf file, and no id"):
+        with pytest.raises(InputError, match=r"is no folder, no \.gguf file, and no id"):
             language_model(tmp_path / "nothing here")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(InputError, match="no config.json"):
+        with pytest.raises(InputError, match=r"no config\.json"):
             language_model(tmp_path / "empty")
         (tmp_path / "empty" / "config.json").write_text('{"model_type": "gpt2"}')
         with pytest.raises(InputError, match="does not open as"):
@@ -153,7 +153,10 @@ class TestGenerate:
             p = (5 * gpt2.module(ids).logits[0, -1]).softmax(0)
         order = p.argsort(descending=True)
         kept = order[: int((p[order].cumsum(0) < 0.5).sum()) + 1]
-        share = {gpt2.tokenizer.decode([k]): float(p[k] / p[kept].sum()) for k in kept.tolist()}
+        share: dict[str, float] = {}
+        for k in kept.tolist():  # several bytes have one text
+            text = gpt2.tokenizer.decode([k])
+            share[text] = share.get(text, 0.0) + float(p[k] / p[kept].sum())
         said = generate(gpt2, ["the cat"] * 1500, tokens=1, temperature=0.2, top_p=0.5, batch=500)
         assert set(said) <= set(share)
         gap = [said.count(t) / 1500 - q for t, q in share.items()]
@@ -418,16 +421,17 @@ class TestReading:
             read_texts(tmp_path / name)
 
 
-class TestCommands:
-    @pytest.fixture(scope="class")
-    def corpus(self, tmp_path_factory):
-        path = tmp_path_factory.mktemp("texts") / "made.jsonl"
-        path.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(120)))
-        return path
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("texts") / "made.jsonl"
+    path.write_text("".join(json.dumps({"text": s}) + "\n" for s in sentences(120)))
+    return path
 
+
+class TestCommands:
     def test_fit_edit_chat_eval(self, folder, corpus, tmp_path, run_cli):
         out, edited = tmp_path / "tau.safetensors", tmp_path / "edited"
-        options = ["--steps", 30, "--batch", 8, "--lr", "1e-2", "--max-tokens", 16, "--json"]
+        options = ["--steps", 80, "--batch", 8, "--lr", "1e-2", "--max-tokens", 16, "--json"]
         code, said, err = run_cli("fit", folder, corpus, "--language", "-o", out, *options)
         assert code == 0, err
         facts = json.loads(said)
