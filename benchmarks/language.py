@@ -1,6 +1,6 @@
 """Generation, perplexity and holding an edit, against a plain loop over transformers in the same run.
 
-    python benchmarks/language.py [--model small|smollm2] [--rounds 3] [--prompts 32] [--tokens 32]
+    python benchmarks/language.py [--model small|smollm2] [--rounds 3; 0 for memory alone] [--prompts 32] [--tokens 32]
 
 One process, one torch thread; the kinds take turns, and ratios are of CPU time (medians over the rounds). Models have random
 weights: `smollm2` has the shape of SmolLM2-135M (134.5 M weights, 49,152 tokens), `small` a tenth of its layers and width.
@@ -126,7 +126,7 @@ def main() -> None:
             "perplexity: taskvec": lambda: perplexity(model, [text], window=256, stride=128).loss,
             "perplexity: plain": lambda: plain_perplexity(model, text),
         }
-        agree = abs(kinds["perplexity: taskvec"]() - kinds["perplexity: plain"]())
+        agree = abs(kinds["perplexity: taskvec"]() - kinds["perplexity: plain"]()) if given.rounds else None
         for _ in range(given.rounds):
             for name, run in kinds.items():
                 start = time.process_time()
@@ -134,12 +134,19 @@ def main() -> None:
                 found.setdefault(name, []).append(time.process_time() - start)
     median = {n: statistics.median(t) for n, t in found.items()}
     tokens = given.prompts * given.tokens
+    timed = {
+        name: median[a] / median[b]
+        for name, a, b in (
+            ("generate, to plain 1 at a time", "generate: taskvec", "generate: plain, 1 at a time"),
+            ("generate, to plain 16 at a time", "generate: taskvec", "generate: plain, 16 at a time"),
+            ("perplexity, to plain", "perplexity: taskvec", "perplexity: plain"),
+        )
+        if given.rounds
+    }
     result = {
         "settings": vars(given) | {"weights": f"{size / 4:.1f} M", "torch": torch.__version__, "transformers": transformers.__version__},
         "ratios": {
-            "generate, to plain 1 at a time": median["generate: taskvec"] / median["generate: plain, 1 at a time"],
-            "generate, to plain 16 at a time": median["generate: taskvec"] / median["generate: plain, 16 at a time"],
-            "perplexity, to plain": median["perplexity: taskvec"] / median["perplexity: plain"],
+            **timed,
             "memory of an edit held, to the model": held / size,
             "memory of a second model, to the model": opened / size,
         },
