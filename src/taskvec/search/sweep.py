@@ -12,7 +12,7 @@ from ..models.forward import Forward, plain
 from ..models.functional import Bound, bind, device_of, tensors
 from ..results import Score
 from ..tasks.lazy import LazyInputs, batches, held
-from ..tasks.metrics import correct
+from ..tasks.metrics import correct, logits_at
 from ..tasks.task import Head, Split
 from ..weights import Checkpoint, TaskVector
 
@@ -145,11 +145,6 @@ def _hits(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head
         return None
 
 
-def _score(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head) -> Score:
-    """Accuracy; a model whose outputs are not finite names no class and gets nothing right, so it is never chosen."""
-    return Score.share(_hits(f, params, split, head) or 0, len(split))
-
-
 def _affine_curve(
     f: Bound, model: torch.nn.Module, base: Checkpoint, vector: TaskVector, split: Split, head: Head,
     coefficients: Sequence[float], forward: Forward,
@@ -195,6 +190,30 @@ def anywhere(
 ) -> Callable[[Mapping[str, float]], dict[str, Score]]:  # fmt: skip
     r"""Accuracy at any :math:`\theta_0 + \sum_t \alpha_t\tau_t`, for searches over several coefficients.
 
+    Args: as in `answers`.
+    Returns:
+        a function of the coefficients by vector (those left out are 0) that gives a score for each of `data`. Outputs that are not
+        finite get nothing right.
+    """
+    at = answers(model, base, vectors, data, forward=forward)
+
+    def scores(coefficients: Mapping[str, float]) -> dict[str, Score]:
+        out = {}
+        for name, logits in at(coefficients).items():
+            split, head = data[name]
+            hits = int((head.within(logits, split.labels).argmax(dim=1) == split.labels).sum())
+            out[name] = Score.share(hits if logits.isfinite().all() else 0, len(split))
+        return out
+
+    return scores
+
+
+def answers(
+    model: torch.nn.Module, base: Checkpoint, vectors: Mapping[str, TaskVector], data: Mapping[str, tuple[Split, Head]],
+    *, forward: Forward = plain,
+) -> Callable[[Mapping[str, float]], dict[str, torch.Tensor]]:  # fmt: skip
+    r"""Logits at any :math:`\theta_0 + \sum_t \alpha_t\tau_t`, for measures that need more than how many are right.
+
     Base and vectors are held in memory. Through an affine forward each vector is evaluated once, here; a point then costs no
     evaluation of the model.
 
@@ -202,7 +221,8 @@ def anywhere(
         model, base, data, forward: as in `curves`.
         vectors: name -> :math:`\tau_t`.
     Returns:
-        a function of the coefficients by vector (those left out are 0) that gives a score for each of `data`.
+        a function of the coefficients by vector (those left out are 0) that gives logits ``[n, classes]``, on the CPU, for each of
+        `data`, whatever they are.
     """
     import torch
 
@@ -212,7 +232,7 @@ def anywhere(
             n: affine_features(f, model, base, list(vectors.values()), split, forward) for n, (split, _) in data.items()
         }
 
-        def affine(coefficients: Mapping[str, float]) -> dict[str, Score]:
+        def affine(coefficients: Mapping[str, float]) -> dict[str, torch.Tensor]:
             out = {}
             for name, (split, head) in data.items():
                 origin, steps = found[name]
@@ -220,9 +240,7 @@ def anywhere(
                 for vector, step in zip(vectors, steps, strict=True):
                     if coefficients.get(vector):
                         z += coefficients[vector] * step
-                labels = split.labels.to(z.device)
-                hits = int((head.within(head.to(z.device)(z), labels).argmax(dim=1) == labels).sum())
-                out[name] = Score.share(hits, len(split))
+                out[name] = head.to(z.device)(z).cpu()
             return out
 
         return affine
@@ -236,13 +254,13 @@ def anywhere(
         _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
     point = {n: t.clone() for n, t in origin.items()}
 
-    def at(coefficients: Mapping[str, float]) -> dict[str, Score]:
+    def at(coefficients: Mapping[str, float]) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             for name, out in point.items():
                 out.copy_(origin[name])
                 for vector, move in moves.items():
                     if name in move and coefficients.get(vector):
                         out.add_(move[name] * coefficients[vector])
-        return {name: _score(f, point, split, head) for name, (split, head) in data.items()}
+        return {name: logits_at(f, point, split, head) for name, (split, head) in data.items()}
 
     return at
