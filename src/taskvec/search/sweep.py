@@ -234,7 +234,7 @@ def answers(
 
         def affine(coefficients: Mapping[str, float]) -> dict[str, torch.Tensor]:
             out = {}
-            for name, (split, head) in data.items():
+            for name, (_, head) in data.items():
                 origin, steps = found[name]
                 z = origin.clone()
                 for vector, step in zip(vectors, steps, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
@@ -149,7 +150,7 @@ def _hatexplain(paths: Sequence[Path]) -> Grouped:
     if paths[0].name.startswith("dataset.json"):
         return _hatexplain_json(paths)
     tables = [read_table(p) for p in paths]
-    texts, marks = (sum((columns(t, [n], str(p))[0] for t, p in zip(tables, paths, strict=True)), []) for n in ("text", "label"))  # fmt: skip
+    texts, marks = ([v for t, p in zip(tables, paths, strict=True) for v in columns(t, [n], str(p))[0]] for n in ("text", "label"))  # fmt: skip
     classes = {"normal": HATEFUL[0], "offensive": HATEFUL[1], "hatespeech": HATEFUL[1]}
     labels, _, has = labels_of(marks, classes=classes, where=str(paths[0]))
     return merged_repeats(without_empty("", texts, labels, HATEFUL, mentions(texts, TERMS), has))
@@ -197,8 +198,8 @@ def _rows(
 
 def _bands(ages: np.ndarray, cuts: Sequence[int]) -> dict[str, np.ndarray]:
     edges = [0, *cuts, 200]
-    names = [f"under {cuts[0]}", *(f"{a}-{b - 1}" for a, b in zip(cuts, cuts[1:], strict=False)), f"{cuts[-1]} or more"]
-    return {n: (ages >= a) & (ages < b) for n, a, b in zip(names, edges, edges[1:], strict=False)}
+    names = [f"under {cuts[0]}", *(f"{a}-{b - 1}" for a, b in pairwise(cuts)), f"{cuts[-1]} or more"]
+    return {n: (ages >= a) & (ages < b) for n, (a, b) in zip(names, pairwise(edges), strict=True)}
 
 
 def _adult(paths: Sequence[Path]) -> Grouped:
