@@ -3,9 +3,26 @@
 from .addition import addition
 from .analogy import analogy
 from .disentanglement import disentanglement
+from .fairness import choose_fair, compare_models, fairness, group_metrics
 from .few_shot import few_shot
 from .geometry import geometry
+from .groups import groups_of, intersections
 from .locality import locality, tangent_kernel
 from .negation import negation
 
-__all__ = ["addition", "analogy", "disentanglement", "few_shot", "geometry", "locality", "negation", "tangent_kernel"]
+__all__ = [
+    "addition",
+    "analogy",
+    "choose_fair",
+    "compare_models",
+    "disentanglement",
+    "fairness",
+    "few_shot",
+    "geometry",
+    "group_metrics",
+    "groups_of",
+    "intersections",
+    "locality",
+    "negation",
+    "tangent_kernel",
+]

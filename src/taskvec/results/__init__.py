@@ -16,19 +16,45 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import InputError
 from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Start
+from .fairness import (
+    GAPS,
+    MEASURES,
+    Audit,
+    Comparison,
+    Estimate,
+    FairnessCurve,
+    FairnessResult,
+    FairnessRow,
+    Gap,
+    GapName,
+    Group,
+    Measure,
+)
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
 
 __all__ = [
+    "GAPS",
+    "MEASURES",
     "SCHEMA_VERSION",
     "Z95",
     "AdditionResult",
     "AnalogyResult",
+    "Audit",
+    "Comparison",
     "Curve",
     "DisentanglementResult",
+    "Estimate",
+    "FairnessCurve",
+    "FairnessResult",
+    "FairnessRow",
     "FewShotResult",
+    "Gap",
+    "GapName",
     "GeometryResult",
+    "Group",
     "LocalityResult",
+    "Measure",
     "NegationResult",
     "Pair",
     "Provenance",
@@ -49,7 +75,8 @@ Result = Annotated[
     | GeometryResult
     | DisentanglementResult
     | LocalityResult
-    | FewShotResult,
+    | FewShotResult
+    | FairnessResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
