@@ -31,6 +31,7 @@ from .fairness import (
     Measure,
 )
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
+from .steering import Bound, BoundPoint, Injection, SteeringResult, SteeringRow, Worst
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
 
 __all__ = [
@@ -62,6 +63,12 @@ __all__ = [
     "Row",
     "Score",
     "Share",
+    "Bound",
+    "BoundPoint",
+    "Injection",
+    "SteeringResult",
+    "SteeringRow",
+    "Worst",
     "Start",
     "Step",
     "read_result",
@@ -76,7 +83,8 @@ Result = Annotated[
     | DisentanglementResult
     | LocalityResult
     | FewShotResult
-    | FairnessResult,
+    | FairnessResult
+    | SteeringResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)

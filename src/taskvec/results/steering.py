@@ -30,6 +30,7 @@ class Injection(Frozen):
     group: str
     worst: bool
     curve: FairnessCurve
+    audit: Audit
     change: Comparison
 
 
