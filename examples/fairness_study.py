@@ -10,7 +10,7 @@ head for each, as in code that was published, beside two controls. Coefficients 
 is read once for each row.
 
 `adult`, `german`: a multi-layer perceptron, pre-trained on a part of the training data that no vector sees. `hatexplain`, `hatecheck`:
-all-MiniLM-L6-v2, of which the last two layers learn; the head is probed on the base. Hateful texts are read, never printed.
+all-MiniLM-L6-v2, of which the last layer learns; the head is probed on the base. Hateful texts are read, never printed.
 
 Each seed writes OUT/DATA-SEED.json (a result that `taskvec report` draws) and OUT/DATA-SEED.heads.json, and is left out when both are there.
 """
@@ -43,10 +43,11 @@ from taskvec.tasks.tabular import columns_of
 from taskvec.training import PRETRAIN, Rank, Regime, TrainSpec, fit, probe
 from taskvec.training.subgroups import subgroup_vectors
 
-FROZEN = 4  # of MiniLM's six layers
-TOKENS = 40
-MOST = {"train": 450, "validation": 220, "test": 320}  # posts of each group
-SCALES = tv.grid(0, 1, 21)
+FROZEN = 5  # of MiniLM's six layers
+TOKENS = 32
+MOST = 800  # posts of each group, and of no group
+PARTS = (0.4, 0.25, 0.35)
+SCALES = tv.grid(0, 1, 11)
 
 
 class Perceptron(torch.nn.Module):
@@ -57,7 +58,9 @@ class Perceptron(torch.nn.Module):
         self.first, self.second = torch.nn.Linear(width, 64), torch.nn.Linear(64, 32)
         with torch.no_grad():
             for layer in (self.first, self.second):
-                layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / layer.in_features) ** 0.5)
+                layer.weight.copy_(
+                    torch.randn(layer.weight.shape, generator=generator) * (2 / layer.in_features) ** 0.5
+                )
                 layer.bias.zero_()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,20 +84,20 @@ def tabular(data: Grouped, seed: int):
     return model, base, ready, Regime("standard"), low_rank, TrainSpec(lr=1e-3, batch=64, seed=seed), 4.0
 
 
-def few(data: Grouped, seed: int, most: dict[str, int]) -> Grouped:
-    """At most so many posts of each group, by what all three parts may have together, and as many of no group."""
+def few(data: Grouped, seed: int, most: int) -> Grouped:
+    """At most so many posts of each group, and of no group; more where they mention several."""
     rng, kept = np.random.default_rng(seed), np.zeros(len(data), bool)
     rest = ~np.stack(list(data.groups.values())).any(0)
     for inside in (*data.groups.values(), rest):
         rows = np.flatnonzero(inside)
-        kept[rng.permutation(rows)[: sum(most.values())]] = True
+        kept[rng.permutation(rows)[:most]] = True
     return data.take(np.flatnonzero(kept))
 
 
 def language(data: Grouped, seed: int):
     whole, base, tokenise = minilm(max_tokens=TOKENS)
     model, lower = split_at(whole, FROZEN)
-    task = grouped_task(few(data, seed, MOST), encode=tokenise, seed=seed, parts=(0.45, 0.22, 0.33))
+    task = grouped_task(few(data, seed, MOST), encode=tokenise, seed=seed, parts=PARTS)
     with torch.no_grad():  # what lies below the layers that learn is the same in every model
         parts = {n: replace(getattr(task, n), inputs=lower(getattr(task, n).inputs[:])) for n in NAMES}
     task = replace(task, **parts)
@@ -121,7 +124,7 @@ def heads(model, base, task: Task, regime: Regime, spec: TrainSpec, epochs: floa
     def merged(ways: str) -> dict:
         learning = ways != "one frozen head"
         start = random_head(0) if learning else task.needs_head()
-        vectors, deltas = [], []
+        vectors, learnt = [], []
         for k, g in enumerate(groups, 1):
             own = members(task, g).with_head(random_head(k) if ways == "own random heads" else start)
             batch = min(spec.batch, len(own.train))
@@ -129,12 +132,10 @@ def heads(model, base, task: Task, regime: Regime, spec: TrainSpec, epochs: floa
             by = replace(regime, head="trained") if learning else regime
             made = fit(model, base, own, regime=by, spec=replace(spec, steps=steps, batch=batch))
             vectors.append(made.vector)
-            deltas.append((made.head.weight - start.weight, made.head.bias - start.bias))
+            learnt.append(made.head)
         total = task_sum(vectors)
-        if learning:
-            weight, bias = (sum(d[i] for d in deltas) for i in (0, 1))
-        else:
-            weight, bias = torch.zeros_like(start.weight), torch.zeros_like(start.bias)
+        weight = torch.stack([h.weight - start.weight for h in learnt]).sum(0)  # zero where heads are frozen
+        bias = torch.stack([h.bias - start.bias for h in learnt]).sum(0)
 
         def audit(c: float, part: Split):
             head = Head(start.weight + c * weight, start.bias + c * bias)
@@ -147,17 +148,16 @@ def heads(model, base, task: Task, regime: Regime, spec: TrainSpec, epochs: floa
         best = int(np.argmax(right))
         c = tv.grid(0, 1, 11)[best]
         test = audit(c, task.test)
-        single = []  # lambda = 1 for one vector: the model that was trained, or not
-        for k, (v, (w, b)) in enumerate(zip(vectors, deltas, strict=True), 1):
-            own = members(task, groups[k - 1]).test
-            fresh = random_head(k) if ways == "own random heads" else start
-            trained = Head(fresh.weight + (w + start.weight - fresh.weight), fresh.bias + (b + start.bias - fresh.bias))
-            logits = answers(model, base, {"v": v}, {"x": (own, trained)})({"v": 1.0})["x"]
+        single = []
+        for g, vector, head in zip(groups, vectors, learnt, strict=True):
+            own = members(task, g).test
+            logits = answers(model, base, {"v": vector}, {"x": (own, head)})({"v": 1.0})["x"]
             single.append(float((logits.argmax(1) == own.labels).float().mean()))
         noise = [float((random_head(k).weight - start.weight).norm()) for k in range(1, len(groups) + 1)]
-        norms = [float(w.norm()) for w, _ in deltas]
+        norms = [float((h.weight - start.weight).norm()) for h in learnt]
         return {
             "validation accuracy": right, "validation parity": [a.gap("parity").value for a in looks], "coefficient": c,
+            "validation selection": [a.overall.selection.value for a in looks],
             "accuracy": test.overall.accuracy.model_dump(), "parity": test.gap("parity").model_dump(),
             "odds": test.gap("odds").model_dump(), "own group's accuracy, mean": statistics.mean(single),
             "head vectors' norms": norms, "noise in them": noise if ways == "own random heads" else [0.0] * len(norms),
@@ -182,7 +182,7 @@ def study(name: str, root: Path, seed: int, out: Path) -> None:
             progress=lambda n: print(f"  {time.process_time() - began:6.0f} s  training {n}", file=sys.stderr),
         )  # fmt: skip
         found = steering(
-            model, base, made.vectors, task, full=made.full, rivals=made.rivals, coefficients=SCALES, each=tv.grid(0, 1, 6),
+            model, base, made.vectors, task, full=made.full, rivals=made.rivals, coefficients=SCALES, each=tv.grid(0, 1, 5),
             inject=list(made.vectors), frozen_features=True, seed=seed, title=f"Steering fairness: {name}, seed {seed}",
             notes=[f"{name}: {len(task.train)} samples to train, {len(task.validation)} for validation, {len(task.test)} for test; "
                    f"{regime.said(model)}; {epochs:g} epochs at {spec.lr:g}", *task.notes],
@@ -200,7 +200,9 @@ def summary(name: str, seeds: list[int], out: Path) -> None:
     if not found:
         return
     print(f"\n{name}, seeds {list(found)}, test n = {[r.rows[0].audit.n for r in found.values()]}\n")
-    print("| model | accuracy | parity gap | odds gap | worst group's accuracy | coefficient | limit kept on validation |")
+    print(
+        "| model | accuracy | parity gap | odds gap | worst group's accuracy | coefficient | limit kept on validation |"
+    )
     print("|---|---|---|---|---|---|---|")
     for row in next(iter(found.values())).rows:
         rows = [r.row(row.name) for r in found.values() if any(x.name == row.name for x in r.rows)]

@@ -63,7 +63,9 @@ def fair_rivals(
         if both:
             fixed = post.ThresholdOptimizer(estimator=plain, constraints="demographic_parity", objective="accuracy_score", prefit=True)  # fmt: skip
             fixed.fit(vx, vy, sensitive_features=vg)
-            told = "fairlearn's ThresholdOptimizer on frozen features: equal selection rates; decides by a person's group"
+            told = (
+                "fairlearn's ThresholdOptimizer on frozen features: equal selection rates; decides by a person's group"
+            )
             out.append(("threshold optimiser", fixed.predict(tx, sensitive_features=tg, random_state=seed) > 0, told))
         rows = np.random.default_rng(seed).permutation(len(x))[:MOST]
         if all(len(set(y[rows][g[rows] == name])) == 2 for name in set(g[rows].tolist())):

@@ -11,7 +11,17 @@ import numpy as np
 from ..errors import NonFinite, UnknownName, UsageError, nearest, some
 from ..methods import task_sum
 from ..models.forward import Forward
-from ..results import Audit, Comparison, FairnessCurve, GapName, Injection, Provenance, SteeringResult, SteeringRow, Worst
+from ..results import (
+    Audit,
+    Comparison,
+    FairnessCurve,
+    GapName,
+    Injection,
+    Provenance,
+    SteeringResult,
+    SteeringRow,
+    Worst,
+)
 from ..search import answers, grid
 from ..tasks.task import Split, Task
 from ..weights import Checkpoint, TaskVector
@@ -124,9 +134,13 @@ def steering(
     if each is not None:
         found, audit = room.by_turns(vectors, checked_grid(each), shared.coefficient)
         merged = task_sum([found[g] * v for g, v in vectors.items()])
-        add("one coefficient each", merged, 1.0, each=found, validation=audit, note="chosen by turns on validation data")
+        add(
+            "one coefficient each", merged, 1.0, each=found, validation=audit, note="chosen by turns on validation data"
+        )
     if frozen_features:
-        for name, answer, note in fair_rivals(model, base, task, forward, positive=positive, at_most=at_most, seed=seed):
+        for name, answer, note in fair_rivals(
+            model, base, task, forward, positive=positive, at_most=at_most, seed=seed
+        ):
             predicted[name] = answer
             rows.append(SteeringRow(name=name, audit=room.audit(task.test, answer), note=note))
     worst = room.worst(full, vectors) if full else {}
@@ -262,7 +276,9 @@ class _Room:
     def injected(
         self, full: TaskVector, group: str, vector: TaskVector, coefficients: Sequence[float], before: np.ndarray, *, worst: bool
     ) -> Injection:  # fmt: skip
-        curve, _ = self.swept({"full": full, group: vector}, [{"full": 1.0, group: c} for c in coefficients], coefficients)
+        curve, _ = self.swept(
+            {"full": full, group: vector}, [{"full": 1.0, group: c} for c in coefficients], coefficients
+        )
         c = curve.coefficient
         logits = test_answers(
             self.model, self.base, full + c * vector if c else full, 1.0, self.task, self.forward
@@ -275,7 +291,14 @@ class _Room:
     def compared(self, first: str, before: np.ndarray, name: str, after: np.ndarray) -> Comparison:
         labels, groups = people(self.task.test, self.positive)
         return compare_models(
-            labels, before, after, groups, names=(first, name), min_n=self.min_n, bootstrap=self.bootstrap, seed=self.seed
+            labels,
+            before,
+            after,
+            groups,
+            names=(first, name),
+            min_n=self.min_n,
+            bootstrap=self.bootstrap,
+            seed=self.seed,
         )
 
 

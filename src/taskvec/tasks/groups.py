@@ -234,7 +234,7 @@ def balanced(task: Task, *, seed: int = 0) -> Task:
 
     Sample i is drawn with probability proportional to the mean over its groups g (those in no group form one of their own) of
     :math:`1 / n_{g, y_i}`, with :math:`n_{g,y}` the samples of group g with label y. As many are drawn as there were, with
-    replacement: in expectation this is training with these sample weights.
+    replacement: in expectation this is training with these sample weights. Exact for groups that do not overlap.
 
     Reference: reweighing after Kamiran and Calders 2012, doi:10.1007/s10115-011-0463-8, with equal weight for every cell.
     """
