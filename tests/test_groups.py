@@ -161,7 +161,7 @@ def test_crossed_and_chosen_groups():
     assert {n: m.tolist() for n, m in crossed(sex, age).items()} == {
         "f, young": [True, False, False], "f, old": [False, True, False], "m, young": [False, False, True],
     }  # fmt: skip
-    with pytest.raises(UnknownName, match="Did you mean 'f'|no group"):
+    with pytest.raises(UnknownName, match="has no group 'ff'"):
         chosen_groups(Grouped("x", (1, 2, 3), np.zeros(3, np.int64), ("a", "b"), sex), ["ff"])
 
 
@@ -210,7 +210,7 @@ def test_groups_come_by_a_column_by_members_or_by_terms(tmp_path):
     for wrong in ({}, {"group": "who", "members": ["f"]}):
         with pytest.raises(UsageError, match="one of group, members or terms"):
             read_grouped(path, **wrong)
-    with pytest.raises(InputError, match="no column 'whom'.*Did you mean 'who'"):
+    with pytest.raises(InputError, match=r"no column 'whom'.*Did you mean 'who'"):
         read_grouped(path, group="whom")
 
 
@@ -245,7 +245,8 @@ def test_measuring_hate_speech_has_a_row_per_annotator(tmp_path):
             [2, "second", 0.5, False, True, True, False]]  # fmt: skip
     write(tmp_path / "measuring-hate-speech.csv", header, rows)
     data = read_group_set("measuring-hate-speech", tmp_path)
-    assert data.labels.tolist() == [1, 0] and list(data.groups) == ["gender women"] or list(data.groups) == []
+    assert data.labels.tolist() == [1, 0]
+    assert list(data.groups) == []  # one of three annotators saw women spoken of
     race = read_group_set("measuring-hate-speech", tmp_path, grouping="race")
     assert race.groups["race black"].tolist() == [True, False] and race.groups["race asian"].tolist() == [False, True]
     with pytest.raises(UnknownName, match="gender, race, religion, all"):
