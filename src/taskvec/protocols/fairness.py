@@ -9,35 +9,19 @@ import numpy as np
 
 from ..errors import InputError, NonFinite, UnknownName, UsageError, nearest
 from ..results import (
-    GAPS,
     MEASURES,
-    Z95,
     Audit,
     Comparison,
-    Estimate,
     FairnessCurve,
     FairnessResult,
     FairnessRow,
-    Gap,
     GapName,
     Group,
-    Measure,
     Provenance,
     Score,
 )
-from .groups import Cells, Groups, binary, counted, membership
-
-# Gap -> the measures that it is made of, and whether it is a ratio.
-PARTS: Mapping[GapName, tuple[tuple[Measure, ...], bool]] = {
-    "parity": (("selection",), False),
-    "parity_ratio": (("selection",), True),
-    "odds": (("tpr", "fpr"), False),
-    "odds_ratio": (("tpr", "fpr"), True),
-    "opportunity": (("tpr",), False),
-    "accuracy": (("accuracy",), False),
-}
-Tallies = Mapping[Measure, tuple[np.ndarray, np.ndarray]]  # hits and trials by group
-OF = {"accuracy": "members", "selection": "members", "tpr": "positives", "fpr": "negatives"}
+from .gaps import PARTS, area_under_roc, compared, gap_changes, measured_gaps, rate_changes, tallied, why_left_out
+from .groups import Groups, binary, counted, membership
 
 
 def group_metrics(
@@ -53,10 +37,11 @@ def group_metrics(
     A group with fewer than `min_n` members, or without positives (for true positive rates) or negatives (for false ones), is left
     out of the gaps concerned and says so; its rates are given all the same. Groups may overlap; who is in none counts overall only.
 
-    Rates have Wilson intervals. For a gap, people are drawn anew with replacement (`taskvec.protocols.groups`): the rates of the draw miss
-    those of the sample by :math:`e_g`, and since :math:`|gap(r + e) - gap(r)| \le \max_g e_g - \min_g e_g`, the interval reaches as
-    far to both sides as the right-hand side does in 95 % of the draws. (The percentiles of the drawn gaps themselves would be
-    no interval: gaps of samples are larger than the gap they come from, and never 0.)
+    Rates have Wilson intervals. For a gap, people are drawn anew with replacement (`taskvec.protocols.groups`), which gives every
+    difference :math:`r_g - r_h` a standard error :math:`s_{gh}` and :math:`c`, which all :math:`|(r_g - r_h)^* - (r_g - r_h)| / s_{gh}` together stay
+    below in 95 % of the draws; the interval is :math:`\max_{gh} (|r_g - r_h| \mp c\, s_{gh})`, for ratios the same in logarithms. (The
+    percentiles of the drawn gaps would be no interval: of several groups that are all alike the largest gap of a sample is never 0,
+    that of a draw is larger still, and the interval leaves out the truth.)
 
     Args:
         labels: [n], 0 and 1, booleans, or values of which `positive` is one.
@@ -82,19 +67,19 @@ def group_metrics(
     if min_n < 1 or bootstrap < 100:
         raise UsageError(f"min_n must be at least 1 and bootstrap at least 100, got {min_n} and {bootstrap}.")
     cells = counted(member, y, predicted)
-    tallies = _tallies(cells)
+    tallies = tallied(cells)
     ranks = None if scores is None else _finite(scores, y.size)
     members, positives = tallies["selection"][1], tallies["tpr"][1]
     told = [
         Group(
             name=name, n=int(members[i]), positives=int(positives[i]), **{m: _score(tallies[m], i) for m in MEASURES},
-            auc=None if ranks is None else _auc(y, ranks, member[:, i] if i < len(names) else None),
-            left_out=_left_out(tallies, i, min_n) if i < len(names) else {},
+            auc=None if ranks is None else area_under_roc(y, ranks, member[:, i] if i < len(names) else None),
+            left_out=why_left_out(tallies, i, min_n) if i < len(names) else {},
         )
         for i, name in enumerate([*names, "overall"])
     ]  # fmt: skip
-    able = _able(tallies, len(names), min_n)
-    gaps, unmeasured = _gaps(cells, names, able, bootstrap, np.random.default_rng(seed))
+    able = compared(tallies, len(names), min_n)
+    gaps, unmeasured = measured_gaps(cells, names, able, bootstrap, seed)
     return Audit(
         n=y.size, missing=int((~member.any(axis=1)).sum()), overlap=bool((member.sum(axis=1) > 1).any()), overall=told[-1],
         groups=tuple(told[:-1]), gaps=gaps, unmeasured=unmeasured, min_n=min_n, draws=bootstrap, seed=seed,
@@ -107,8 +92,10 @@ def compare_models(
 ) -> Comparison:  # fmt: skip
     r"""What one model has more than another on the same people, with paired 95 % intervals.
 
-    For a gap, :math:`\Delta = gap(after) - gap(before)`; the same people are drawn for both models, and the interval reaches as far to
-    both sides as :math:`|\Delta^* - \Delta|` does in 95 % of the draws. For the rate of a group, those who are hits of one model
+    For a gap, :math:`\Delta = gap(after) - gap(before)`; the same people are drawn for both models. The interval reaches as far to both
+    sides as :math:`|\Delta^* - \Delta|` does in 95 % of the draws, and at least from :math:`2\Delta - q_{97.5}(\Delta^*)` to
+    :math:`2\Delta - q_{2.5}(\Delta^*)`, because gaps of draws are too large; it takes in 0 where neither model has a gap whose own
+    interval leaves out 0 (1, for ratios). For the rate of a group, those who are hits of one model
     alone are counted, b and c, and :math:`(c - b) / n` has the interval of Agresti and Min (2005): Wald's with half a person
     added to each kind.
 
@@ -128,23 +115,11 @@ def compare_models(
     """
     y, predicted, known, member = _checked(labels, {names[0]: before, names[1]: after}, groups, positive)
     cells = counted(member, y, predicted)
-    tallies = [_tallies(cells, model) for model in (0, 1)]
-    able = _able(tallies[0], len(known), min_n)
-    point = [_values(t, able) for t in tallies]
-    drawn: dict[GapName, list[np.ndarray]] = {gap: [] for gap in GAPS}
-    for counts in cells.draws(bootstrap, np.random.default_rng(seed)):
-        sides = [_values(_tallies(cells, model, counts), able) for model in (0, 1)]
-        for gap in GAPS:
-            drawn[gap].append(sides[1][gap] - sides[0][gap])
-    changes: dict[GapName, Estimate] = {}
-    for gap in GAPS:
-        value, draws = float(point[1][gap] - point[0][gap]), np.concatenate(drawn[gap])
-        if np.isfinite(value) and np.isfinite(draws).any():
-            reach = _reach(np.abs(draws - value))
-            changes[gap] = Estimate(value=value, low=max(-1.0, value - reach), high=min(1.0, value + reach))
-    rates = {name: _changes(cells, i) for i, name in enumerate([*known, "overall"])}
+    able = compared(tallied(cells), len(known), min_n)
+    gaps = gap_changes(cells, known, able, bootstrap, seed)
+    rates = {name: rate_changes(cells, i) for i, name in enumerate([*known, "overall"])}
     overall = rates.pop("overall")["accuracy"]
-    return Comparison(before=names[0], after=names[1], accuracy=overall, gaps=changes, groups=rates)
+    return Comparison(before=names[0], after=names[1], accuracy=overall, gaps=gaps, groups=rates)
 
 
 def fairness(
@@ -261,137 +236,9 @@ def _checked(
     return y, np.column_stack(columns), names, member
 
 
-def _tallies(cells: Cells, model: int = 0, counts: np.ndarray | None = None) -> Tallies:
-    return {measure: cells.tally(measure, model, counts) for measure in MEASURES}
-
-
-def _able(tallies: Tallies, groups: int, min_n: int) -> dict[Measure, np.ndarray]:
-    """By measure, which groups are compared."""
-    out = [_left_out(tallies, i, min_n) for i in range(groups)]
-    return {measure: np.array([measure not in found for found in out]) for measure in MEASURES}
-
-
 def _score(tally: tuple[np.ndarray, np.ndarray], i: int) -> Score | None:
     hits, trials = int(tally[0][i]), int(tally[1][i])
     return Score.share(hits, trials) if trials else None
-
-
-def _left_out(tallies: Tallies, i: int, min_n: int) -> dict[Measure, str]:
-    """Of which measures group i is left out, and why."""
-    found: dict[Measure, str] = {}
-    members = int(tallies["selection"][1][i])
-    for measure in MEASURES:
-        if members < min_n:
-            found[measure] = f"{members} members, fewer than {min_n}"
-        elif not tallies[measure][1][i]:
-            found[measure] = f"no {OF[measure]}"
-    return found
-
-
-def _values(tallies: Tallies, able: Mapping[Measure, np.ndarray]) -> dict[GapName, np.ndarray]:
-    """Every gap, of tallies [..., groups + 1]; NaN where fewer than two groups have a rate, or for a ratio all rates are 0."""
-    ends = {}
-    for measure, (hits, trials) in tallies.items():
-        hits, trials = hits[..., :-1][..., able[measure]], trials[..., :-1][..., able[measure]]
-        some = trials > 0
-        rate = hits / np.maximum(trials, 1)
-        high = np.where(some, rate, -np.inf).max(axis=-1, initial=-np.inf)
-        low = np.where(some, rate, np.inf).min(axis=-1, initial=np.inf)
-        enough = some.sum(axis=-1) >= 2
-        ends[measure] = np.where(enough, high, np.nan), np.where(enough, low, np.nan)
-    found: dict[GapName, np.ndarray] = {}
-    for gap, (measures, ratio) in PARTS.items():
-        parts = [
-            np.divide(low, high, out=np.full_like(high, np.nan), where=high > 0) if ratio else high - low
-            for high, low in (ends[m] for m in measures)
-        ]
-        found[gap] = np.minimum.reduce(parts) if ratio else np.maximum.reduce(parts)
-    return found
-
-
-def _gaps(
-    cells: Cells, names: Sequence[str], able: Mapping[Measure, np.ndarray], times: int, rng: np.random.Generator
-) -> tuple[dict[GapName, Gap | None], dict[GapName, str]]:
-    tallies = _tallies(cells)
-    values = _values(tallies, able)
-    # How far the rates of a draw miss those of the sample, from end to end: of the rates, and of their logarithms.
-    spans: dict[tuple[Measure, bool], list[np.ndarray]] = {(m, r): [] for m in MEASURES for r in (False, True)}
-    for counts in cells.draws(times, rng):
-        for measure in MEASURES:
-            use = np.append(able[measure], False)
-            (hits, trials), drawn = tallies[measure], cells.tally(measure, counts=counts)
-            for ratio in (False, True):
-                off = _rate(drawn[0][:, use], drawn[1][:, use], ratio) - _rate(hits[use], trials[use], ratio)
-                some = drawn[1][:, use] > 0
-                top = np.where(some, off, -np.inf).max(axis=1, initial=-np.inf)
-                spans[measure, ratio].append(top - np.where(some, off, np.inf).min(axis=1, initial=np.inf))
-    gaps: dict[GapName, Gap | None] = {}
-    unmeasured: dict[GapName, str] = {}
-    for gap, (measures, ratio) in PARTS.items():
-        value = float(values[gap])
-        if not np.isfinite(value):
-            gaps[gap], unmeasured[gap] = None, _why_not(measures, ratio, able, tallies)
-            continue
-        reach = _reach(np.maximum.reduce([np.concatenate(spans[m, ratio]) for m in measures]))
-        part = max(measures, key=lambda m: _apart(tallies[m], able[m], ratio))
-        rates = np.where(able[part], tallies[part][0][:-1] / np.maximum(tallies[part][1][:-1], 1), np.nan)
-        low, high = (value - reach, value + reach) if not ratio else (value * np.exp(-reach), value * np.exp(reach))
-        if ratio and value == 0:  # no logarithm: the ratio of the rates with half a hit more
-            high = float(np.exp(reach - _apart(tallies[part], able[part], True, log=True)))
-        gaps[gap] = Gap(
-            value=value, low=max(0.0, low), high=min(1.0, high), most=names[int(np.nanargmax(rates))],
-            least=names[int(np.nanargmin(rates))], groups=int(able[part].sum()),
-        )  # fmt: skip
-    return gaps, unmeasured
-
-
-def _rate(hits: np.ndarray, trials: np.ndarray, log: bool) -> np.ndarray:
-    """The rate, or its logarithm with half a hit and a trial more, which is finite."""
-    return np.log((hits + 0.5) / (trials + 1)) if log else hits / np.maximum(trials, 1)
-
-
-def _apart(tally: tuple[np.ndarray, np.ndarray], able: np.ndarray, ratio: bool, log: bool = False) -> float:
-    """How far apart the rates of the groups are; for a ratio, 1 less the ratio; with `log`, the range of logarithms."""
-    rate = _rate(tally[0][:-1][able], tally[1][:-1][able], log)
-    if log or not ratio:
-        return float(rate.max() - rate.min())
-    return float(1 - rate.min() / rate.max()) if rate.max() > 0 else -1.0
-
-
-def _why_not(
-    measures: Sequence[Measure], ratio: bool, able: Mapping[Measure, np.ndarray], tallies: Tallies
-) -> str:  # fmt: skip
-    for measure in measures:
-        left = int(able[measure].sum())
-        if left < 2:
-            return f"only {left} of {able[measure].size} groups could be compared by {measure}"
-        if ratio and not tallies[measure][0][:-1][able[measure]].any():
-            return f"{measure} is 0 in every group: a ratio of zeros means nothing"
-    return "not measurable"
-
-
-def _reach(misses: np.ndarray) -> float:
-    return float(np.quantile(misses[np.isfinite(misses)], 0.95))
-
-
-def _changes(cells: Cells, i: int) -> dict[Measure, Estimate]:
-    return {measure: found for measure in MEASURES if (found := _paired(cells, measure, i))}
-
-
-def _paired(cells: Cells, measure: Measure, i: int) -> Estimate | None:
-    """Change of the rate of group i from the first model to the second: Agresti and Min's interval."""
-    hits = [cells.predicted[:, m] == cells.label if measure == "accuracy" else cells.predicted[:, m] for m in (0, 1)]
-    among = cells.member[:, i] & {"tpr": cells.label, "fpr": ~cells.label}.get(measure, True)
-    n = int(cells.count[among].sum())
-    if not n:
-        return None
-    lost, won = (int(cells.count[among & hits[a] & ~hits[b]].sum()) for a, b in ((0, 1), (1, 0)))
-    more, b, c = n + 2, lost + 0.5, won + 0.5
-    half = Z95 * np.sqrt(max(0.0, (b + c) - (c - b) ** 2 / more)) / more
-    value, centre = (won - lost) / n, (c - b) / more
-    return Estimate(
-        value=value, low=float(max(-1, min(value, centre - half))), high=float(min(1, max(value, centre + half)))
-    )
 
 
 def _finite(scores: Any, n: int) -> np.ndarray:
@@ -403,22 +250,3 @@ def _finite(scores: Any, n: int) -> np.ndarray:
             f"scores: {(~np.isfinite(given)).sum()} of {n} are NaN or infinite, the first in row {int((~np.isfinite(given)).argmax())}."
         )
     return given
-
-
-def _auc(labels: np.ndarray, scores: np.ndarray, member: np.ndarray | None) -> Estimate | None:
-    """Area under the ROC curve with DeLong's interval; None without both classes."""
-    if member is not None:
-        labels, scores = labels[member], scores[member]
-    up, down = np.sort(scores[labels]), np.sort(scores[~labels])
-    if not up.size or not down.size:
-        return None
-
-    def below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """For each value, the share of others below it; equal ones count half."""
-        return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / 2 / others.size
-
-    a, b = below(up, down), 1 - below(down, up)
-    value = float(a.mean())
-    variance = sum(x.var(ddof=1) / x.size for x in (a, b) if x.size > 1)
-    half = Z95 * float(np.sqrt(variance))
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
