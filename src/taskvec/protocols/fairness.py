@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, NonFinite, UnknownName, UsageError, nearest
+from ..errors import CheckFailed, InputError, NonFinite, UnknownName, UsageError, missing_extra, nearest
 from ..results import (
     MEASURES,
     Audit,
@@ -15,8 +15,10 @@ from ..results import (
     FairnessCurve,
     FairnessResult,
     FairnessRow,
+    Gap,
     GapName,
     Group,
+    Measure,
     Provenance,
     Score,
 )
@@ -26,7 +28,7 @@ from .groups import Groups, binary, counted, membership
 
 def group_metrics(
     labels: Any, predictions: Any, groups: Groups, *, scores: Any = None, positive: Any = None, min_n: int = 30,
-    bootstrap: int = 1000, seed: int = 0,
+    bootstrap: int = 1000, seed: int = 0, check: bool = False,
 ) -> Audit:  # fmt: skip
     r"""Rates of a binary classifier overall and by group, and the gaps between groups, all with 95 % intervals.
 
@@ -52,9 +54,11 @@ def group_metrics(
         min_n: least number of members for a group to be compared.
         bootstrap: how many draws.
         seed: of the draws.
+        check: find the gaps through fairlearn too, where groups do not overlap, and fail where it finds others.
     Raises:
         UsageError: fewer than two groups; nonsense in the options.
         InputError: lengths differ, labels are not binary, values are missing, or a group is the label itself.
+        MissingExtra, CheckFailed: with `check`, fairlearn is not installed or finds other gaps.
     Reference: arXiv:2505.24262 (the gaps, with groups that overlap).
     Example:
         >>> sex = np.array(["f", "m"] * 100)
@@ -80,9 +84,12 @@ def group_metrics(
     ]  # fmt: skip
     able = compared(tallies, len(names), min_n)
     gaps, unmeasured = measured_gaps(cells, names, able, bootstrap, seed)
+    overlap = bool((member.sum(axis=1) > 1).any())
+    checked = "" if not check or overlap else _check(y, predicted[:, 0], member, able, gaps)
     return Audit(
-        n=y.size, missing=int((~member.any(axis=1)).sum()), overlap=bool((member.sum(axis=1) > 1).any()), overall=told[-1],
+        n=y.size, missing=int((~member.any(axis=1)).sum()), overlap=overlap, overall=told[-1],
         groups=tuple(told[:-1]), gaps=gaps, unmeasured=unmeasured, min_n=min_n, draws=bootstrap, seed=seed,
+        checked=checked,
     )  # fmt: skip
 
 
@@ -113,6 +120,8 @@ def compare_models(
         >>> found.gaps["parity"].value, found.gaps["parity"].real, found.groups["m"]["fpr"].value
         (-0.5, True, -1.0)
     """
+    if names[0] == names[1]:
+        raise UsageError(f"the two models need different names, got {names[0]!r} twice.")
     y, predicted, known, member = _checked(labels, {names[0]: before, names[1]: after}, groups, positive)
     cells = counted(member, y, predicted)
     able = compared(tallied(cells), len(known), min_n)
@@ -124,13 +133,13 @@ def compare_models(
 
 def fairness(
     labels: Any, predictions: Mapping[str, Any], groups: Groups, *, grouping: str = "group", scores: Mapping[str, Any] | None = None,
-    positive: Any = None, min_n: int = 30, bootstrap: int = 1000, seed: int = 0, rows: Mapping[str, FairnessRow] | None = None,
+    positive: Any = None, min_n: int = 30, bootstrap: int = 1000, seed: int = 0, check: bool = False, rows: Mapping[str, FairnessRow] | None = None,
     title: str = "Fairness", notes: Sequence[str] = (),
 ) -> FairnessResult:  # fmt: skip
     """Audit several models on the same test data, and compare each with the first.
 
     Args:
-        labels: as for `group_metrics`, as are `groups`, `positive`, `min_n`, `bootstrap` and `seed`.
+        labels: as for `group_metrics`, as are `groups`, `positive`, `min_n`, `bootstrap`, `seed` and `check`.
         predictions: model -> [n]; the first is what the others are compared with (the base, say).
         grouping: what the groups are: the name of the column.
         scores: model -> [n], for some or all of the models.
@@ -154,7 +163,7 @@ def fairness(
     for name, predicted in predictions.items():
         audit = group_metrics(
             labels, predicted, groups, scores=(scores or {}).get(name), positive=positive, min_n=min_n, bootstrap=bootstrap,
-            seed=seed,
+            seed=seed, check=check,
         )  # fmt: skip
         known = (rows or {}).get(name)
         told.append(
@@ -239,6 +248,34 @@ def _checked(
 def _score(tally: tuple[np.ndarray, np.ndarray], i: int) -> Score | None:
     hits, trials = int(tally[0][i]), int(tally[1][i])
     return Score.share(hits, trials) if trials else None
+
+
+def _check(
+    labels: np.ndarray, predicted: np.ndarray, member: np.ndarray, able: Mapping[Measure, np.ndarray],
+    gaps: Mapping[GapName, Gap | None],
+) -> str:  # fmt: skip
+    """Says that fairlearn finds the same gaps, of the same groups."""
+    try:
+        import fairlearn
+        from fairlearn import metrics
+    except ImportError as error:
+        raise missing_extra("fairlearn", "fairness", "checking an audit with fairlearn") from error
+    theirs = {
+        "parity": metrics.demographic_parity_difference, "parity_ratio": metrics.demographic_parity_ratio,
+        "odds": metrics.equalized_odds_difference, "odds_ratio": metrics.equalized_odds_ratio,
+        "opportunity": metrics.equal_opportunity_difference, "accuracy": metrics.accuracy_score_difference,  # type: ignore[attr-defined]
+    }  # fmt: skip
+    for gap, (measures, _) in PARTS.items():
+        ours, use = gaps[gap], np.logical_and.reduce([able[m] for m in measures])
+        if ours is None or any((able[m] != use).any() for m in measures):
+            continue  # fairlearn takes one set of groups for both rates
+        kept = member[:, use].any(axis=1)
+        found = theirs[gap](labels[kept], predicted[kept], sensitive_features=member[kept].argmax(axis=1))
+        if not abs(found - ours.value) <= 1e-9:
+            raise CheckFailed(
+                f"the {gap} gap is {ours.value!r} by taskvec and {found!r} by fairlearn {fairlearn.__version__}. Please report it."
+            )
+    return f"fairlearn {fairlearn.__version__}"
 
 
 def _finite(scores: Any, n: int) -> np.ndarray:

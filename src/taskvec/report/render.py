@@ -16,6 +16,7 @@ from ..results import (
     AdditionResult,
     AnalogyResult,
     DisentanglementResult,
+    FairnessResult,
     FewShotResult,
     GeometryResult,
     LocalityResult,
@@ -84,7 +85,8 @@ def _checked(results: Sequence[Any], every: bool) -> list[Told]:
         | GeometryResult
         | DisentanglementResult
         | LocalityResult
-        | FewShotResult,
+        | FewShotResult
+        | FairnessResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -153,6 +155,11 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         lines = [(s.name, s.scores) for s in result.starts]
         caption = "Test accuracy against the number of labels, one line for each start. Bands: 95 % interval."
         return [(figures.by_labels(result.labels, lines, key=f"{key}f"), caption)]
+
+    if isinstance(result, FairnessResult):
+        from .fairness_figures import fairness_figures
+
+        return fairness_figures(result, key)
 
     roles = {}
     if isinstance(result, NegationResult):

@@ -12,6 +12,7 @@ from ..results import (
     AdditionResult,
     AnalogyResult,
     DisentanglementResult,
+    FairnessResult,
     FewShotResult,
     GeometryResult,
     LocalityResult,
@@ -59,9 +60,13 @@ def section(result: Any) -> Section:
             return _locality(result)
         case FewShotResult():
             return _few_shot(result)
+        case FairnessResult():
+            from .fairness import fairness_section
+
+            return fairness_section(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult, DisentanglementResult, LocalityResult or FewShotResult. Read files with taskvec.results.read_result(s) first."
+        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult or FairnessResult. Read files with taskvec.results.read_result(s) first."
     )
 
 
