@@ -279,7 +279,7 @@ def test_fairlearn_decides_for_one_group_each():
     names = [r.name for r in found.rows[-3:]]
     assert names == ["logistic regression", "threshold optimiser", "exponentiated gradient"]
     assert found.row("threshold optimiser").audit.gap("parity").value < 0.15
-    assert all(r.audit.overall.accuracy.value > 0.6 and r.coefficient is None for r in found.rows[-3:])
+    assert found.row("threshold optimiser").audit.overall.accuracy.value > 0.9 and found.rows[-1].curve is None
 
 
 def test_a_result_survives_a_file(tmp_path):
