@@ -144,7 +144,7 @@ def heads(model, base, task: Task, regime: Regime, spec: TrainSpec, epochs: floa
             return group_metrics(part.labels.numpy(), (logits[:, 1] > logits[:, 0]).numpy(), names, bootstrap=400)
 
         looks = [audit(c, split) for c in tv.grid(0, 1, 11)]
-        right = [a.overall.accuracy.value for a in looks]
+        right = [a.overall.accuracy.value for a in looks if a.overall.accuracy]
         best = int(np.argmax(right))
         c = tv.grid(0, 1, 11)[best]
         test = audit(c, task.test)
@@ -156,10 +156,9 @@ def heads(model, base, task: Task, regime: Regime, spec: TrainSpec, epochs: floa
         noise = [float((random_head(k).weight - start.weight).norm()) for k in range(1, len(groups) + 1)]
         norms = [float((h.weight - start.weight).norm()) for h in learnt]
         return {
-            "validation accuracy": right, "validation parity": [a.gap("parity").value for a in looks], "coefficient": c,
-            "validation selection": [a.overall.selection.value for a in looks],
-            "accuracy": test.overall.accuracy.model_dump(), "parity": test.gap("parity").model_dump(),
-            "odds": test.gap("odds").model_dump(), "own group's accuracy, mean": statistics.mean(single),
+            "validation accuracy": right, "validation parity": [g.value for a in looks if (g := a.gap("parity"))], "coefficient": c,
+            "validation selection": [a.overall.selection.value for a in looks if a.overall.selection],
+            "test": test.model_dump(mode="json", include={"n", "overall", "gaps"}), "own group's accuracy, mean": statistics.mean(single),
             "head vectors' norms": norms, "noise in them": noise if ways == "own random heads" else [0.0] * len(norms),
         }  # fmt: skip
 
