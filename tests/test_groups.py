@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from taskvec.errors import InputError, UnknownName, UsageError
+from taskvec.models.preprocess import Preprocess
 from taskvec.tasks import Head, Split, Task, joined
-from taskvec.tasks.group_files import read_grouped, read_table
+from taskvec.tasks.group_files import read_grouped, read_grouped_images, read_table
 from taskvec.tasks.group_sets import GROUP_SETS, TERMS, group_task, read_group_set
 from taskvec.tasks.groups import (
     Grouped,
@@ -25,6 +26,7 @@ from taskvec.tasks.groups import (
     read_terms,
     told,
 )
+from taskvec.tasks.images import images_encoder
 from taskvec.tasks.tabular import columns_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -277,6 +279,44 @@ def test_hatexplain_json_takes_the_majority_of_annotators(tmp_path):
     with pytest.raises(InputError, match=r"not HateXplain's dataset\.json") as error:
         read_group_set("hatexplain", tmp_path)
     assert SECRET not in str(error.value)
+
+
+def picture(path, grey):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra: images)")
+    path.parent.mkdir(exist_ok=True, parents=True)
+    image.new("RGB", (6, 6), (grey, grey, grey)).save(path)
+
+
+def test_images_of_a_folder_with_a_table_of_groups(tmp_path):
+    for i in range(20):
+        picture(tmp_path / "images" / "a" / f"{i}.png", 10 * i)
+    table = write(
+        tmp_path / "who.csv", ["file", "label", "sex"], [[f"a/{i}.png", i % 2, "fm"[i > 9]] for i in range(20)]
+    )
+    data = read_grouped_images(tmp_path / "images", table, group="sex")
+    prepare = Preprocess(4, channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+    task = grouped_task(data, encode=images_encoder(prepare))
+    shown = (task.train.inputs[:].mean((1, 2, 3)) * 255 / 10).round()
+    assert (shown % 2).tolist() == task.train.labels.tolist() and ((shown > 9) == task.train.groups["m"]).all()
+    write(table, ["file", "label", "sex"], [["a/1.png", 0, "f"], ["../who.csv", 1, "m"], ["a/99.png", 1, "m"]])
+    with pytest.raises(InputError, match="2 of 3 images are not in"):
+        read_grouped_images(tmp_path / "images", table, group="sex")
+    (tmp_path / "images" / "a" / "3.png").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="1 images cannot be decoded"):
+        grouped_task(data, encode=images_encoder(prepare))
+
+
+def test_utkface_tells_groups_by_the_names_of_files(tmp_path):
+    names = ["25_0_0_1.jpg", "31_1_1_2.jpg", "30_1_4_3.jpg", "61_1_4.jpg", "x_y_z_w.jpg"]
+    for n in names:
+        picture(tmp_path / "UTKFace" / n, 9)
+    data = read_group_set("utkface", tmp_path / "UTKFace", grouping="all")
+    assert data.labels.tolist() == [0, 0, 1] and "2 images left out" in data.notes[0]
+    assert {g: m.tolist() for g, m in data.groups.items() if m.any()} == {
+        "Male": [True, False, False], "Female": [False, True, True], "White": [True, False, False], "Others": [False, True, False],
+        "Black": [False, False, True],
+    }  # fmt: skip
+    assert list(read_group_set("utkface", tmp_path / "UTKFace").groups) == ["White", "Black", "Others"]
 
 
 def test_what_is_not_there_is_said(tmp_path):

@@ -7,6 +7,7 @@ import gzip
 import importlib
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,28 @@ def without_empty(
     notes = (f"{len(texts) - len(kept):,} rows without text or label left out",) if len(kept) < len(texts) else ()
     data = Grouped(name, tuple(texts), labels, classes, groups, keys, notes)
     return data.take(kept) if len(kept) < len(texts) else data
+
+
+def read_grouped_images(
+    folder: str | Path, table: str | Path, *, file: str = "file", label: str = "label", group: str | None = None,
+    members: Sequence[str] = (), classes: Mapping[str, str] | None = None, threshold: float | None = None, name: str | None = None,
+) -> Grouped:  # fmt: skip
+    """Images of a folder with labels and groups from a table: items are paths. Groups come by `group` or by `members`.
+
+    Args:
+        folder: the images.
+        table: as `read_table` takes; a row for each image.
+        file: the column of their paths, relative to `folder`; nothing outside it is opened.
+        label, group, members, classes, threshold: as in `read_grouped`.
+    Raises:
+        InputError: an image that is not there, or lies outside `folder`; and what `read_grouped` raises.
+    """
+    data = read_grouped(
+        table, text=file, label=label, group=group, members=members, classes=classes, threshold=threshold, name=name
+    )
+    root = Path(folder).resolve()
+    paths = tuple((root / item).resolve() for item in data.items)
+    wrong = [str(i) for i, p in zip(data.items, paths, strict=True) if not p.is_relative_to(root) or not p.is_file()]
+    if wrong:
+        raise InputError(f"{table}: {len(wrong)} of {len(paths)} images are not in {folder}: {some(wrong)}.")
+    return replace(data, items=paths)

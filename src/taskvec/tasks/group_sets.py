@@ -51,7 +51,7 @@ class GroupSet:
     Args:
         read: the files found -> samples with all groups that are known of them.
         files: names that the set's files go by, the first set of which is there is read; all of a set are needed.
-        kind: ``"text"`` or ``"rows"`` (of a table).
+        kind: ``"text"``, ``"images"``, or ``"rows"`` of a table.
         origin: where it comes from and under what licence, for people.
         groupings: groups that go together, by the name of the attribute; the first one is taken unless told.
     """
@@ -94,11 +94,12 @@ def group_task(
     Args:
         name: one of `GROUP_SETS`, for example ``"hatecheck"``.
         root: its folder, or one in which that lies.
-        encode: texts -> inputs, for example `taskvec.models.hub.tokenizer(folder)`; tables need none.
+        encode: texts -> inputs, for example `taskvec.models.hub.tokenizer(folder)`, or paths -> inputs, `images_encoder(prepare)`;
+            tables need none.
         grouping: as in `read_group_set`.
         parts, seed: as in `grouped_parts`.
     Raises:
-        UsageError: texts without `encode`; and what `read_group_set` and `grouped_task` raise.
+        UsageError: texts or images without `encode`; and what `read_group_set` and `grouped_task` raise.
     """
     data = read_group_set(name, root, grouping=grouping)
     if GROUP_SETS[name].kind == "rows":
@@ -114,7 +115,9 @@ def _found(name: str, row: GroupSet, root: Path) -> list[Path]:
     for folder in (root, root / name, *(p for p in sorted(root.glob("*")) if p.is_dir() and p.name.startswith(name))):
         for files in row.files:
             paths = [next((folder / n for n in (f, f"{f}.gz") if (folder / n).is_file()), None) for f in files]
-            if all(paths):
+            if row.kind == "images":
+                paths = [*sorted(folder.glob(files[0]))]
+            if paths and all(paths):
                 return [p for p in paths if p is not None]
     wanted = " or ".join(" with ".join(f) for f in row.files)
     raise InputError(f"no {name} in {root}: expected {wanted} (or packed, .gz) there or in {name}/. It comes from {row.origin}.")  # fmt: skip
@@ -220,6 +223,24 @@ def _german(paths: Sequence[Path]) -> Grouped:
     return data.with_groups({**sex, **age, **crossed(sex, age)})
 
 
+def _utkface(paths: Sequence[Path]) -> Grouped:
+    races = ("White", "Black", "Asian", "Indian", "Others")
+    found = []
+    for path in paths:  # age_gender_race_date.jpg; a few lack one of the numbers
+        age, *codes = path.name.split("_")
+        if len(codes) == 3 and age.isdecimal() and codes[0] in "01" and codes[1] in "01234":
+            found.append((path, int(age), int(codes[0]), int(codes[1])))
+    if not found:
+        raise InputError(f"{paths[0].parent}: no image is named as UTKFace names them, age_gender_race_date.jpg.")
+    kept, age, gender, race = zip(*found, strict=True)
+    groups = {n: np.array(gender) == i for i, n in enumerate(("Male", "Female"))}
+    groups |= {n: np.array(race) == i for i, n in enumerate(races)}
+    left = len(paths) - len(kept)
+    notes = (f"{left:,} images left out, whose names lack a number",) if left else ()
+    labels = (np.array(age) > 30).astype(np.int64)
+    return Grouped("", kept, labels, ("30 or younger", "over 30"), groups, notes=notes)
+
+
 _SEX, _AGES = ("Female", "Male"), ("under 30", "30-49", "50 or more")
 _RACES = ("Amer-Indian-Eskimo", "Asian-Pac-Islander", "Black", "Other", "White")
 GROUP_SETS: Mapping[str, GroupSet] = MappingProxyType(
@@ -253,6 +274,10 @@ GROUP_SETS: Mapping[str, GroupSet] = MappingProxyType(
                 "race": ("black", "white", "asian", "latino"),
                 "religion": ("christian", "jewish", "muslim", "hindu", "buddhist", "atheist"),
             },
+        ),
+        "utkface": GroupSet(
+            _utkface, (("*.jpg",),), "images", "susanqq.github.io/UTKFace (research only)",
+            {"race": ("White", "Black", "Asian", "Indian", "Others"), "gender": ("Male", "Female")},
         ),
         "adult": GroupSet(
             _adult, (("adult.csv",),), "rows", "archive.ics.uci.edu/dataset/2 (CC BY 4.0), with a header and income-per-year",
