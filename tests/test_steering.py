@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from taskvec.models import linearised
 from taskvec.protocols import choose_fair, steering
 from taskvec.protocols.fair_rivals import one_group
 from taskvec.protocols.steering_bound import bound
+from taskvec.report import write
+from taskvec.report.story import section
 from taskvec.results import read_result
 from taskvec.search import answers, anywhere
 from taskvec.tasks import Head, Split, Task
-from taskvec.training import LORA, PRETRAIN, Rank, Regime, TrainSpec
+from taskvec.tasks.group_sets import group_task
+from taskvec.training import LORA, PRETRAIN, Rank, Regime, TrainSpec, fit
 from taskvec.training.subgroups import subgroup_vectors
 from taskvec.weights import Checkpoint, TaskVector
 
@@ -287,6 +291,46 @@ def test_a_result_survives_a_file(tmp_path):
         MODEL, BASE, MIXED, task(), full=vector(b=0.3), coefficients=POINTS, each=(0.0, 1.0), bootstrap=200
     )
     assert read_result(found.write(tmp_path / "s.json")) == found
+
+
+def test_a_report_tells_it(tmp_path):
+    found = steering(MODEL, BASE, MIXED, task(), full=vector(a=0.9), coefficients=POINTS, each=(0.0, 0.5, 1.0), injections=(0.0, 0.5), bootstrap=200)  # fmt: skip
+    told = section(found)
+    said = " ".join(told.sentences)
+    assert "The vector of B, the worst group, at 0.5, added to full fine-tuning: gains: B +50.0 points" in said
+    assert "No coefficient kept to the limit" in said and told.verdict == "limit not kept"
+    assert "holds at" in said and "below 1 at" in said
+    captions = [t.caption for t in told.tables]
+    assert captions[0] == "Test accuracy and gaps, every model read once" and len(captions) == 5
+    page = tmp_path / "page.html"
+    write([found], page)
+    assert page.read_text().count("<svg") == 5
+    with pytest.raises(UsageError, match="takes a list"):
+        write(found, page)
+
+
+def test_real_people_by_sex_and_age():
+    root = Path(__file__).parents[2] / "shared" / "data" / "fair_tabular"
+    if not root.is_dir():
+        pytest.skip("the Adult data is not here (../shared/data)")
+    adult = group_task("adult", root=root)
+    adult = replace(adult, train=adult.train.take(torch.arange(4000)))
+    model = nn.Sequential(nn.Linear(adult.train.inputs.shape[1], 16), nn.ReLU())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(0.1 * torch.randn(p.shape, generator=generator))
+    head = Head.random(2, 16, generator=generator)
+    made = fit(model, Checkpoint.of(model), adult.with_head(head), regime=PRETRAIN, spec=TrainSpec(steps=100, lr=1e-2))
+    ready = adult.with_head(made.head)
+    own = subgroup_vectors(model, made.checkpoint, ready, epochs=1, spec=TrainSpec(lr=1e-3))
+    found = steering(
+        model, made.checkpoint, own.vectors, ready, full=own.full, coefficients=(0.0, 0.5, 1.0), bootstrap=200
+    )
+    assert len(found.groups) == 6 and found.row("base").audit.n == len(adult.test)
+    assert all(r.audit.overall.accuracy.value > 0.78 for r in found.rows)  # 0.76 for "no" to all
+    assert found.row("base").audit.gap("parity").value > 0.2  # men over 30 and the young are far apart
+    assert sum(one.worst for one in found.injections) == 1
 
 
 def test_in_the_tangent_space_the_sweep_costs_no_evaluation():
