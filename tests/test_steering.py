@@ -1,5 +1,6 @@
 """Steering by sub-group vectors: models whose answers are known, choices on validation data, one reading of test."""
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,14 @@ def test_a_report_tells_it(tmp_path):
     assert page.read_text().count("<svg") == 5
     with pytest.raises(UsageError, match="takes a list"):
         write(found, page)
+
+
+def test_the_page_about_it_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "fairness-steering.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "fairness-steering.md", "exec"), {})
+    assert "share of 'granted'" in capsys.readouterr().out and (tmp_path / "steering.html").stat().st_size > 10_000
 
 
 def test_real_people_by_sex_and_age():
