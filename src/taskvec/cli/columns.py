@@ -69,7 +69,7 @@ def _text(path: Path) -> str:
 
 def _parquet(path: Path, names: Sequence[str], missing: Sequence[str]) -> dict[str, list[Any]]:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise missing_extra("pyarrow", "data", f"reading {plain(path)}") from error
     try:

@@ -64,6 +64,13 @@ MOST_GROUPS = 100
     help="Least number of people for a group to be compared.",
 )
 @click.option(
+    "--min-cases",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Least number of positives (negatives) for its true (false) positive rate.",
+)
+@click.option(
     "--bootstrap",
     type=click.IntRange(100, 1_000_000),
     default=1000,
@@ -98,7 +105,7 @@ MOST_GROUPS = 100
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def audit(
     predictions: Path, label: str, models: tuple[str, ...], columns: tuple[str, ...], members: tuple[str, ...], intersect: bool,
-    scores: tuple[str, ...], positive: str | None, missing: tuple[str, ...], min_n: int, bootstrap: int, seed: int,
+    scores: tuple[str, ...], positive: str | None, missing: tuple[str, ...], min_n: int, min_cases: int, bootstrap: int, seed: int,
     limits: tuple[str, ...], floors: tuple[str, ...], no_check: bool, out: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Audit a table of PREDICTIONS (CSV or Parquet, a row for each person) by group.
@@ -129,7 +136,7 @@ def audit(
         overlaps = bool(members) and name == _together(members)
         results.append(
             fairness(
-                table[label], {m: table[m] for m in models}, groups, grouping=name, positive=value, min_n=min_n, bootstrap=bootstrap,
+                table[label], {m: table[m] for m in models}, groups, grouping=name, positive=value, min_n=min_n, min_cases=min_cases, bootstrap=bootstrap,
                 seed=seed, scores={m: table[c] for m, c in scored.items()}, title=f"Audit by {name}",
                 check=not no_check and not overlaps and find_spec("fairlearn") is not None,
             )
@@ -303,12 +310,12 @@ def _paths(out: Path | None, names: Sequence[str], overwrite: bool) -> list[Path
 def _held(one: Mapping[str, Any], result: Any) -> dict[str, Any]:
     """Whether a limit holds, for every model that it is for, with the sentence that says so."""
     told, holds, values = [], True, {}
+    sign = "at least" if one["least"] else "at most"
     for row in result.rows:
         if one["model"] not in (None, row.name):
             continue
         gap = row.audit.gap(one["gap"])
         values[row.name] = None if gap is None else gap.value
-        sign = "at least" if one["least"] else "at most"
         if gap is None:
             fine, what = False, f"could not be measured ({row.audit.unmeasured.get(one['gap'], '')})"
         else:
@@ -329,7 +336,10 @@ def _show(result: Any, said: Sequence[str]) -> None:
     from ..report.fairness import MEASURE_WORDS
     from ..results import GAPS, MEASURES
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=120)
+    apart = " " if console.width >= 110 else "\n"
     for row in result.rows:
         table = Table(
             title=escape(plain(f"{row.name}, by {result.grouping}")), title_justify="left", box=None, pad_edge=False
@@ -340,7 +350,8 @@ def _show(result: Any, said: Sequence[str]) -> None:
         for group in (row.audit.overall, *row.audit.groups):
             rates = [getattr(group, m) for m in MEASURES]
             cells = [
-                "-" if r is None else f"{100 * r.value:.1f}% [{100 * r.low:.1f}, {100 * r.high:.1f}]" for r in rates
+                "-" if r is None else f"{100 * r.value:.1f}%{apart}[{100 * r.low:.1f}, {100 * r.high:.1f}]"
+                for r in rates
             ]
             star = " *" if group.left_out else ""
             table.add_row(escape(plain(group.name)) + star, f"{group.n:,}", f"{group.positives:,}", *map(escape, cells))
@@ -359,11 +370,11 @@ def _show(result: Any, said: Sequence[str]) -> None:
         table.add_column(escape(plain(f"{c.after} less {c.before}")), justify="right")
     for gap in GAPS:
         cells = [
-            "-" if (g := r.audit.gaps.get(gap)) is None else f"{g.value:.3f} [{g.low:.3f}, {g.high:.3f}]"
+            "-" if (g := r.audit.gaps.get(gap)) is None else f"{g.value:.3f}{apart}[{g.low:.3f}, {g.high:.3f}]"
             for r in result.rows
         ]
         cells += [
-            "-" if (e := c.gaps.get(gap)) is None else f"{e.value:+.3f} [{e.low:+.3f}, {e.high:+.3f}]"
+            "-" if (e := c.gaps.get(gap)) is None else f"{e.value:+.3f}{apart}[{e.low:+.3f}, {e.high:+.3f}]"
             for c in result.comparisons
         ]
         table.add_row(gap, *map(escape, cells))

@@ -27,7 +27,7 @@ from .groups import Groups, binary, counted, membership
 
 
 def group_metrics(
-    labels: Any, predictions: Any, groups: Groups, *, scores: Any = None, positive: Any = None, min_n: int = 30,
+    labels: Any, predictions: Any, groups: Groups, *, scores: Any = None, positive: Any = None, min_n: int = 30, min_cases: int = 10,
     bootstrap: int = 1000, seed: int = 0, check: bool = False,
 ) -> Audit:  # fmt: skip
     r"""Rates of a binary classifier overall and by group, and the gaps between groups, all with 95 % intervals.
@@ -36,8 +36,8 @@ def group_metrics(
     :math:`\min_g r_g / \max_g r_g`; opportunity is the same difference of true positive rates; the odds are the larger difference
     (the smaller ratio) of true and of false positive rates; accuracy is the difference of accuracies.
 
-    A group with fewer than `min_n` members, or without positives (for true positive rates) or negatives (for false ones), is left
-    out of the gaps concerned and says so; its rates are given all the same. Groups may overlap; who is in none counts overall only.
+    A group with fewer than `min_n` members, or than `min_cases` positives (for true positive rates) or negatives (for false ones), is
+    left out of the gaps concerned and says so; its rates are given all the same. Groups may overlap; who is in none counts overall only.
 
     Rates have Wilson intervals. For a gap, people are drawn anew with replacement (`taskvec.protocols.groups`), which gives every
     difference :math:`r_g - r_h` a standard error :math:`s_{gh}` and :math:`c`, which all :math:`|(r_g - r_h)^* - (r_g - r_h)| / s_{gh}` together stay
@@ -52,6 +52,7 @@ def group_metrics(
         scores: [n], higher for more positive: adds the area under the ROC curve of each group.
         positive: the label that counts as positive; all others are negative.
         min_n: least number of members for a group to be compared.
+        min_cases: least number of positives for its true positive rate to be, and of negatives for its false one.
         bootstrap: how many draws.
         seed: of the draws.
         check: find the gaps through fairlearn too, where groups do not overlap, and fail where it finds others.
@@ -68,8 +69,10 @@ def group_metrics(
         (0.5, 'm', 'f', 0.0)
     """
     y, predicted, names, member = _checked(labels, {"predictions": predictions}, groups, positive)
-    if min_n < 1 or bootstrap < 100:
-        raise UsageError(f"min_n must be at least 1 and bootstrap at least 100, got {min_n} and {bootstrap}.")
+    if min(min_n, min_cases) < 1 or bootstrap < 100:
+        raise UsageError(
+            f"min_n and min_cases must be at least 1 and bootstrap at least 100, got {min_n}, {min_cases} and {bootstrap}."
+        )
     cells = counted(member, y, predicted)
     tallies = tallied(cells)
     ranks = None if scores is None else _finite(scores, y.size)
@@ -78,24 +81,24 @@ def group_metrics(
         Group(
             name=name, n=int(members[i]), positives=int(positives[i]), **{m: _score(tallies[m], i) for m in MEASURES},
             auc=None if ranks is None else area_under_roc(y, ranks, member[:, i] if i < len(names) else None),
-            left_out=why_left_out(tallies, i, min_n) if i < len(names) else {},
+            left_out=why_left_out(tallies, i, min_n, min_cases) if i < len(names) else {},
         )
         for i, name in enumerate([*names, "overall"])
     ]  # fmt: skip
-    able = compared(tallies, len(names), min_n)
+    able = compared(tallies, len(names), min_n, min_cases)
     gaps, unmeasured = measured_gaps(cells, names, able, bootstrap, seed)
     overlap = bool((member.sum(axis=1) > 1).any())
     checked = "" if not check or overlap else _check(y, predicted[:, 0], member, able, gaps)
     return Audit(
         n=y.size, missing=int((~member.any(axis=1)).sum()), overlap=overlap, overall=told[-1],
-        groups=tuple(told[:-1]), gaps=gaps, unmeasured=unmeasured, min_n=min_n, draws=bootstrap, seed=seed,
+        groups=tuple(told[:-1]), gaps=gaps, unmeasured=unmeasured, min_n=min_n, min_cases=min_cases, draws=bootstrap, seed=seed,
         checked=checked,
     )  # fmt: skip
 
 
 def compare_models(
     labels: Any, before: Any, after: Any, groups: Groups, *, names: tuple[str, str] = ("before", "after"), positive: Any = None,
-    min_n: int = 30, bootstrap: int = 1000, seed: int = 0,
+    min_n: int = 30, min_cases: int = 10, bootstrap: int = 1000, seed: int = 0,
 ) -> Comparison:  # fmt: skip
     r"""What one model has more than another on the same people, with paired 95 % intervals.
 
@@ -107,7 +110,7 @@ def compare_models(
     added to each kind.
 
     Args:
-        labels: as for `group_metrics`, as are `groups`, `positive`, `min_n`, `bootstrap` and `seed`.
+        labels: as for `group_metrics`, as are `groups`, `positive`, `min_n`, `min_cases`, `bootstrap` and `seed`.
         before: predictions of one model.
         after: predictions of the other.
         names: what the two are called.
@@ -124,7 +127,7 @@ def compare_models(
         raise UsageError(f"the two models need different names, got {names[0]!r} twice.")
     y, predicted, known, member = _checked(labels, {names[0]: before, names[1]: after}, groups, positive)
     cells = counted(member, y, predicted)
-    able = compared(tallied(cells), len(known), min_n)
+    able = compared(tallied(cells), len(known), min_n, min_cases)
     gaps = gap_changes(cells, known, able, bootstrap, seed)
     rates = {name: rate_changes(cells, i) for i, name in enumerate([*known, "overall"])}
     overall = rates.pop("overall")["accuracy"]
@@ -133,13 +136,13 @@ def compare_models(
 
 def fairness(
     labels: Any, predictions: Mapping[str, Any], groups: Groups, *, grouping: str = "group", scores: Mapping[str, Any] | None = None,
-    positive: Any = None, min_n: int = 30, bootstrap: int = 1000, seed: int = 0, check: bool = False, rows: Mapping[str, FairnessRow] | None = None,
+    positive: Any = None, min_n: int = 30, min_cases: int = 10, bootstrap: int = 1000, seed: int = 0, check: bool = False, rows: Mapping[str, FairnessRow] | None = None,
     title: str = "Fairness", notes: Sequence[str] = (),
 ) -> FairnessResult:  # fmt: skip
     """Audit several models on the same test data, and compare each with the first.
 
     Args:
-        labels: as for `group_metrics`, as are `groups`, `positive`, `min_n`, `bootstrap`, `seed` and `check`.
+        labels: as for `group_metrics`, as are `groups`, `positive`, `min_n`, `min_cases`, `bootstrap`, `seed` and `check`.
         predictions: model -> [n]; the first is what the others are compared with (the base, say).
         grouping: what the groups are: the name of the column.
         scores: model -> [n], for some or all of the models.
@@ -159,10 +162,11 @@ def fairness(
                     f"{what} of {name!r}, which has no predictions; there are {', '.join(predictions)}."
                     f"{nearest(name, predictions)}"
                 )
+    _checked(labels, predictions, groups, positive)  # errors name the model
     told = []
     for name, predicted in predictions.items():
         audit = group_metrics(
-            labels, predicted, groups, scores=(scores or {}).get(name), positive=positive, min_n=min_n, bootstrap=bootstrap,
+            labels, predicted, groups, scores=(scores or {}).get(name), positive=positive, min_n=min_n, min_cases=min_cases, bootstrap=bootstrap,
             seed=seed, check=check,
         )  # fmt: skip
         known = (rows or {}).get(name)
@@ -173,12 +177,12 @@ def fairness(
     compared = tuple(
         compare_models(
             labels, predictions[first], predictions[name], groups, names=(first, name), positive=positive, min_n=min_n,
-            bootstrap=bootstrap, seed=seed,
+            min_cases=min_cases, bootstrap=bootstrap, seed=seed,
         )
         for name in others
     )  # fmt: skip
     return FairnessResult(
-        title=title, provenance=Provenance.now(seed=seed, settings={"min_n": min_n, "bootstrap": bootstrap}), grouping=grouping,
+        title=title, provenance=Provenance.now(seed=seed, settings={"min_n": min_n, "min_cases": min_cases, "bootstrap": bootstrap}), grouping=grouping,
         positive="positive" if positive is None else str(positive), rows=tuple(told), comparisons=compared, notes=tuple(notes),
     )  # fmt: skip
 

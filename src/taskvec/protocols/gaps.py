@@ -20,28 +20,29 @@ PARTS: Mapping[GapName, tuple[tuple[Measure, ...], bool]] = {
     "accuracy": (("accuracy",), False),
 }
 Tallies = Mapping[Measure, tuple[np.ndarray, np.ndarray]]  # hits and trials by group
-OF = {"accuracy": "members", "selection": "members", "tpr": "positives", "fpr": "negatives"}
+OF: Mapping[Measure, str] = {"tpr": "positives", "fpr": "negatives"}  # whom these are rates of
 
 
 def tallied(cells: Cells, model: int = 0, counts: np.ndarray | None = None) -> Tallies:
     return {measure: cells.tally(measure, model, counts) for measure in MEASURES}
 
 
-def compared(tallies: Tallies, groups: int, min_n: int) -> dict[Measure, np.ndarray]:
+def compared(tallies: Tallies, groups: int, min_n: int, min_cases: int) -> dict[Measure, np.ndarray]:
     """By measure, which groups are compared."""
-    out = [why_left_out(tallies, i, min_n) for i in range(groups)]
+    out = [why_left_out(tallies, i, min_n, min_cases) for i in range(groups)]
     return {measure: np.array([measure not in found for found in out]) for measure in MEASURES}
 
 
-def why_left_out(tallies: Tallies, i: int, min_n: int) -> dict[Measure, str]:
+def why_left_out(tallies: Tallies, i: int, min_n: int, min_cases: int) -> dict[Measure, str]:
     """Of which measures group i is left out, and why."""
     found: dict[Measure, str] = {}
     members = int(tallies["selection"][1][i])
     for measure in MEASURES:
-        if members < min_n:
+        cases = int(tallies[measure][1][i])
+        if members < max(1, min_n):
             found[measure] = f"{members} members, fewer than {min_n}"
-        elif not tallies[measure][1][i]:
-            found[measure] = f"no {OF[measure]}"
+        elif measure in OF and cases < max(1, min_cases):
+            found[measure] = f"{cases} {OF[measure]}, fewer than {min_cases}" if cases else f"no {OF[measure]}"
     return found
 
 

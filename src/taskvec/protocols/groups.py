@@ -85,8 +85,8 @@ def binary(values: Any, *, positive: Any = None, what: str = "labels", known: Se
     if positive is None or (known and set(distinct) <= {0, 1} and not set(distinct) <= set(known)):
         if set(distinct) <= {0, 1}:
             return given == 1
-        if given.dtype.kind == "f" and given.min() >= 0 and given.max() <= 1:
-            remedy = "They look like probabilities: threshold them first (p >= 0.5), and pass them as scores too."
+        if given.dtype.kind == "f" and len(distinct) > 2:
+            remedy = "They look like scores: threshold them first (probability >= 0.5), and pass them as scores too."
         else:
             remedy = (
                 f"Say which value is positive, for example positive={distinct[-1]!r}; all others are then negative."

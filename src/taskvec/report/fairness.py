@@ -13,7 +13,6 @@ from ..results import (
     FairnessRow,
     Gap,
     GapName,
-    Group,
     Measure,
     Score,
 )
@@ -37,8 +36,7 @@ def fairness_section(result: FairnessResult) -> Section:
     first, last = result.rows[0], result.rows[-1]
     name, audit = _quoted(result.grouping), first.audit
     said = [
-        f"{count(audit.n, 'person')} of the test data".replace("persons", "people")
-        + f", {count(len(audit.groups), 'group')}"
+        f"{audit.n} people in the test data, {count(len(audit.groups), 'group')}"
         + (" that overlap" if audit.overlap else "")
         + (f"; {audit.missing} belong to no group and count overall only" if audit.missing else "")
         + f". ‘Selected’ is being predicted {clean(result.positive)}."
@@ -77,44 +75,36 @@ def audit_verdict(result: FairnessResult) -> list[str]:
 def verdict(row: FairnessRow) -> list[str]:
     """What one audit says, in plain words."""
     audit, name = row.audit, clean(row.name)
-    said = []
-    right = audit.overall.accuracy
-    start = f"{name}: right for {percent(right.value)} {interval(right)} of all" if right else name
-    if (worst := audit.worst) and worst.accuracy and len(audit.groups) > 1:
-        start += f", least for {_quoted(worst.name)} with {percent(worst.accuracy.value)} {interval(worst.accuracy)}"
-    said.append(start + ".")
-    parity = audit.gaps.get("parity")
-    if parity:
-        said.append(f"{name}: {_most_and_least(audit.groups, parity)} {_shown(parity)}")
-    odds = audit.gaps.get("odds")
-    if odds:
-        said.append(
-            f"{name}: among people who are alike in the label, rates differ by up to {_estimate(odds)} ({_quoted(odds.most)} above "
-            f"{_quoted(odds.least)}; odds difference). {_shown(odds)}"
+    parts = []
+    if right := audit.overall.accuracy:
+        worst = audit.worst
+        least = (
+            f", least for {_quoted(worst.name)} with {percent(worst.accuracy.value)} {interval(worst.accuracy)}"
+            if worst and worst.accuracy
+            else ""
+        )
+        parts.append(f"right for {percent(right.value)} {interval(right)} of all{least}")
+    if parity := audit.gaps.get("parity"):
+        rates = {g.name: g.selection for g in audit.groups}
+        most, least_rate = rates[parity.most], rates[parity.least]
+        if most and least_rate:
+            parts.append(
+                f"selects {percent(most.value)} of {_quoted(parity.most)} and {percent(least_rate.value)} of {_quoted(parity.least)}, a parity "
+                f"difference of {_estimate(parity)}{_shown(parity)}"
+            )
+    if odds := audit.gaps.get("odds"):
+        parts.append(
+            f"among people of the same label its rates differ by up to {_estimate(odds)}, {_quoted(odds.most)} above "
+            f"{_quoted(odds.least)}{_shown(odds)}"
         )
     for gap in ("parity", "odds"):
         if audit.gaps.get(gap) is None:
-            said.append(
-                f"{name}: the {GAP_WORDS[gap]} could not be measured: {audit.unmeasured.get(gap, 'unknown why')}."
-            )
-    return said
-
-
-def _most_and_least(groups: Sequence[Group], gap: Gap) -> str:
-    found = {g.name: g.selection for g in groups}
-    most, least = found[gap.most], found[gap.least]
-    if most is None or least is None:
-        return f"parity difference {_estimate(gap)}."
-    return (
-        f"selects {percent(most.value)} of {_quoted(gap.most)} and {percent(least.value)} of {_quoted(gap.least)}: parity difference "
-        f"{_estimate(gap)}."
-    )
+            parts.append(f"the {GAP_WORDS[gap]} could not be measured ({audit.unmeasured.get(gap, 'unknown why')})")
+    return [f"{name}: {'; '.join(parts)}."]
 
 
 def _shown(gap: Gap) -> str:
-    if gap.low > 0:
-        return "The interval leaves out 0: on this population the difference is no accident of the sample."
-    return "The interval reaches 0: these data do not show a difference, nor that there is none."
+    return "" if gap.low > 0 else " (not shown to be more than chance)"
 
 
 def change_verdict(change: Comparison) -> list[str]:
@@ -181,10 +171,14 @@ def caveats(result: FairnessResult) -> list[str]:
             found.append(
                 f"Left out of gaps in {MEASURE_WORDS[measure]}: {_list([f'{_quoted(g.name)} ({g.left_out[measure]})' for g in part])}."
             )
-    thin = [g for g in audit.groups if "tpr" not in g.left_out and 0 < g.positives < audit.min_n]
+    thin = [g for g in audit.groups if "tpr" not in g.left_out and g.positives < audit.min_n]
     if thin:
         said = _list([f"{_quoted(g.name)} ({count(g.positives, 'positive')})" for g in thin])
         found.append(f"True positive rates of {said} rest on fewer than {audit.min_n} people.")
+    found.append(
+        "Where the interval of a difference leaves out 0, it is more than the chance of who is in the sample; where it reaches 0, the data "
+        "show neither a difference nor that there is none."
+    )
     found.append(
         "Gaps are between the most and the least favoured group of this sample, with an interval that holds for all pairs of groups "
         f"together (bootstrap of people, {audit.draws} draws). With many or small groups a gap of a sample is larger than that of the "

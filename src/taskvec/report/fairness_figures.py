@@ -31,7 +31,10 @@ def fairness_figures(result: FairnessResult, key: str) -> list[tuple[str, str]]:
         if row.curve:
             name = clean(row.name)
             drawn.append(
-                (_along(row, f"{key}c{i}"), f"{name}: gaps and accuracy on validation data. Bands: 95 % interval.")
+                (
+                    _along(row, f"{key}c{i}"),
+                    f"{name}: accuracy and gaps on validation data. Bands: 95 % interval (of the gap that decided).",
+                )
             )
             drawn.append(
                 (
@@ -72,10 +75,12 @@ def _by_group(result: FairnessResult, measure: Measure, key: str) -> str:
     thick = 0.8 / len(rows)
 
     def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
+        from matplotlib.patches import Patch
+
+        axes, far, models = figure.add_subplot(), 0.0, []
         for i, row in enumerate(rows):
             colour = STAND_IN[_look(rows, row.name)[0]]
-            labelled = False
+            models.append(Patch(color=colour, alpha=0.62, linewidth=0, label=clean(row.name, 34)))
             for at, name in enumerate(names):
                 found = getattr(row.audit.group(name), measure)
                 y = at + (i - (len(rows) - 1) / 2) * thick
@@ -83,16 +88,8 @@ def _by_group(result: FairnessResult, measure: Measure, key: str) -> str:
                     axes.text(1, y, "n/a", va="center", fontsize=7, color=STAND_IN["muted"])
                     continue
                 faint = measure in row.audit.group(name).left_out
-                label = None if labelled else clean(row.name, 34)
-                axes.barh(
-                    y,
-                    100 * found.value,
-                    0.86 * thick,
-                    color=colour,
-                    alpha=0.22 if faint else 0.62,
-                    linewidth=0,
-                    label=label,
-                )
+                far = max(far, 100 * found.high)
+                axes.barh(y, 100 * found.value, 0.86 * thick, color=colour, alpha=0.22 if faint else 0.62, linewidth=0)
                 axes.plot(
                     [100 * found.low, 100 * found.high],
                     [y, y],
@@ -100,16 +97,15 @@ def _by_group(result: FairnessResult, measure: Measure, key: str) -> str:
                     linewidth=1.0,
                     alpha=0.45 if faint else 1,
                 )
-                labelled = True
             if overall := getattr(row.audit.overall, measure):
                 axes.axvline(100 * overall.value, color=colour, linewidth=1.0, linestyle=DASHES[i % len(DASHES)])
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xlim(0, 100)
+        axes.set_xlim(0, min(100, 1.05 * far) or 1)
         axes.set_yticks(range(len(names)), [_tick(rows[0], n, measure) for n in names], parse_math=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(f"{MEASURE_WORDS[measure]}, %" + (f" ({remark})" if remark else ""))
         axes.grid(axis="x")
-        literal(figure.legend(loc="outside lower left", ncols=3))
+        literal(figure.legend(handles=models, loc="outside lower left", ncols=3))
 
     said = "; ".join(
         f"{clean(row.name)}: "
@@ -182,20 +178,13 @@ def _along(row: FairnessRow, key: str) -> str:
 
     def draw(figure: Any) -> None:
         top, low = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.5))
-        right = [a.overall.accuracy for a in audits]
-        _band(top, x, right, STAND_IN["ink"], "-", "accuracy, everybody")
-        _band(
-            top,
-            x,
-            [a.worst.accuracy if a.worst else None for a in audits],
-            STAND_IN["muted"],
-            "--",
-            "accuracy, worst group",
-        )
+        worst = [a.worst.accuracy if a.worst else None for a in audits]
+        _line(top, x, [a.overall.accuracy for a in audits], STAND_IN["ink"], "-", "accuracy, everybody")
+        _line(top, x, worst, STAND_IN["muted"], "--", "accuracy, worst group")
         for i, gap in enumerate(DIFFERENCES):
-            _band(
-                low, x, [a.gaps.get(gap) for a in audits], STAND_IN[SERIES[i]], DASHES[i % len(DASHES)], GAP_WORDS[gap]
-            )
+            found, look = [a.gaps.get(gap) for a in audits], (STAND_IN[SERIES[i]], DASHES[i % len(DASHES)])
+            # Four bands would hide each other.
+            _line(low, x, found, *look, GAP_WORDS[gap], band=gap == (curve.constraint or "parity"))
         if curve.at_most is not None and curve.constraint:
             label = f"limit of the {GAP_WORDS[curve.constraint]}: {curve.at_most:g}"
             low.axhline(
@@ -221,14 +210,15 @@ def _along(row: FairnessRow, key: str) -> str:
     return svg(draw, (4.9, 4.9), alt, key)  # fmt: skip
 
 
-def _band(
-    axes: Any, x: Sequence[float], line: Sequence[Score | Estimate | None], colour: str, dash: str, label: str
-) -> None:
+def _line(
+    axes: Any, x: Sequence[float], line: Sequence[Score | Estimate | None], colour: str, dash: str, label: str, band: bool = True
+) -> None:  # fmt: skip
     points = [(c, 100 * f.value, 100 * f.low, 100 * f.high) for c, f in zip(x, line, strict=True) if f]
     if not points:
         return
     at, value, low, high = zip(*points, strict=True)
-    axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
+    if band:
+        axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.plot(at, value, color=colour, linestyle=dash, linewidth=1.6, label=label)
 
 

@@ -77,6 +77,7 @@ class Audit(Frozen):
     gaps: Mapping[GapName, Gap | None]
     unmeasured: Mapping[GapName, str] = Field(default_factory=dict)
     min_n: int
+    min_cases: int
     draws: int
     seed: int
     checked: str = ""
