@@ -61,7 +61,7 @@ def place(tmp_path_factory):
     return folder
 
 
-BRIEF = ("--epochs", "0.5", "--max-tokens", "16", "--points", "3", "--min-n", "5", "--batch", "8")
+BRIEF = ("--epochs", "0.5", "--max-tokens", "16", "--points", "3", "--min-n", "5", "--min-cases", "2", "--batch", "8")
 
 
 def test_steer_trains_merges_and_reports(place, tmp_path, run_cli):

@@ -41,6 +41,7 @@ from .training import REGIMES, _regime
 @click.option("--fairlearn", "frozen_features", is_flag=True, help="Also fairlearn's methods on frozen features.")
 @click.option("--vectors", type=click.Path(path_type=Path), help="Keep the vectors and the head in this folder.")
 @click.option("--min-n", type=click.IntRange(1), default=30, show_default=True, help="Least members for a group to be compared.")  # fmt: skip
+@click.option("--min-cases", type=click.IntRange(1), default=10, show_default=True, help="Least positives, and negatives, for rates among them.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses splits, batches and draws.")
 @_overwrite
 @_json
@@ -48,7 +49,7 @@ def steer(
     base: Path, data: Path, out: Path, known: str | None, grouping: str | None, text: str, label: str, group: str | None,
     members: tuple[str, ...], terms: Path | None, key: str | None, threshold: float | None, positive: str | None, regime: str,
     only: str | None, lora: bool, epochs: float, lr: float, batch: int, max_tokens: int, at_most: str, points: int, each: bool,
-    injected: tuple[str, ...], frozen_features: bool, vectors: Path | None, min_n: int, seed: int, overwrite: bool, as_json: bool,
+    injected: tuple[str, ...], frozen_features: bool, vectors: Path | None, min_n: int, min_cases: int, seed: int, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune the text encoder in the folder BASE for every group of DATA under one head, and merge the vectors.
 
@@ -105,7 +106,7 @@ def steer(
     found: Any = steering(
         model, start, made.vectors, task, full=made.full, rivals=made.rivals, coefficients=grid(0, 1, points), constraint=constraint,
         at_most=limit, each=grid(0, 1, 6) if each else None, inject=list(injected) or "worst", frozen_features=frozen_features,
-        positive=chosen, min_n=min_n, seed=seed, title=f"Steering fairness: {people.name}",
+        positive=chosen, min_n=min_n, min_cases=min_cases, seed=seed, title=f"Steering fairness: {people.name}",
         notes=[f"{how.said(model)}; {epochs:g} epochs at rate {lr:g}", *task.notes],
     )  # fmt: skip
     found.write(out)

@@ -55,6 +55,7 @@ def steering(
     positive: int = 1,
     forward: Forward | str | None = None,
     min_n: int = 30,
+    min_cases: int = 10,
     bootstrap: int = 1000,
     seed: int = 0,
     notes: Sequence[str] = (),
@@ -87,7 +88,7 @@ def steering(
         frozen_features: rows with fairlearn's ThresholdOptimizer and ExponentiatedGradient on the base's features.
         positive: the class that is "selected".
         forward: as in `addition`.
-        min_n, bootstrap, seed: as for `group_metrics`.
+        min_n, min_cases, bootstrap, seed: as for `group_metrics`.
         notes: what a reader must know of data and training.
         title: heading in reports.
     Raises:
@@ -100,7 +101,7 @@ def steering(
     _check(task, vectors, full, rivals, inject, positive)
     coefficients, injections = checked_grid(coefficients), checked_grid(injections)
     forward = chosen_forward(forward, [*vectors.values(), *([full] if full else []), *rivals.values()])
-    room = _Room(model, base, task, forward, positive, constraint, at_most, min_n, bootstrap, seed)
+    room = _Room(model, base, task, forward, positive, constraint, at_most, min_n, min_cases, bootstrap, seed)
     total = task_sum(list(vectors.values()))
     rows: list[SteeringRow] = []
     predicted: dict[str, np.ndarray] = {}
@@ -163,7 +164,7 @@ def steering(
             seed=seed, inputs={"base": base.fingerprint()},
             settings={
                 "forward": forward.name, "grid": [coefficients[0], coefficients[-1], len(coefficients)], "merging": "sum",
-                "objective": shared.objective, "min_n": min_n, "bootstrap": bootstrap,
+                "objective": shared.objective, "min_n": min_n, "min_cases": min_cases, "bootstrap": bootstrap,
             },
         ),
     )  # fmt: skip
@@ -187,6 +188,7 @@ class _Room:
     constraint: GapName
     at_most: float
     min_n: int
+    min_cases: int
     bootstrap: int
     seed: int
 
@@ -199,7 +201,7 @@ class _Room:
     def audit(self, split: Split, decided: np.ndarray, *, draws: int = 0) -> Audit:
         labels, groups = people(split, self.positive)
         return group_metrics(
-            labels, decided, groups, min_n=self.min_n, bootstrap=draws or self.bootstrap, seed=self.seed
+            labels, decided, groups, min_n=self.min_n, min_cases=self.min_cases, bootstrap=draws or self.bootstrap, seed=self.seed
         )  # fmt: skip
 
     def swept(
@@ -266,7 +268,7 @@ class _Room:
         out = {}
         for g in vectors:
             own = group_metrics(
-                labels, found > 0.5, {g: groups[g], "the rest": ~groups[g]}, min_n=self.min_n, bootstrap=SEARCH_DRAWS, seed=self.seed
+                labels, found > 0.5, {g: groups[g], "the rest": ~groups[g]}, min_n=self.min_n, min_cases=self.min_cases, bootstrap=SEARCH_DRAWS, seed=self.seed
             )  # fmt: skip
             parity, odds = own.gap("parity"), own.gap("odds")
             if parity and odds:
