@@ -299,6 +299,7 @@ class _Room:
             groups,
             names=(first, name),
             min_n=self.min_n,
+            min_cases=self.min_cases,
             bootstrap=self.bootstrap,
             seed=self.seed,
         )
