@@ -53,11 +53,14 @@ def main() -> None:
     names = ("selection_rate", "true_positive_rate", "false_positive_rate")
     measured = {n: getattr(metrics, n) for n in names}
 
-    def frame() -> None:
+    def frame(draws: int) -> None:
         metrics.MetricFrame(
-            metrics=measured, y_true=y, y_pred=first, sensitive_features=column, n_boot=o.probe, ci_quantiles=[0.025, 0.975],
+            metrics=measured, y_true=y, y_pred=first, sensitive_features=column, n_boot=draws, ci_quantiles=[0.025, 0.975],
             random_state=0,
         )  # fmt: skip
+
+    frame(1)
+    once = timed(lambda: frame(1))
 
     scale = o.draws / o.probe
     seconds = {
@@ -65,7 +68,7 @@ def main() -> None:
         "audit, groups that overlap": timed(lambda: group_metrics(y, first, overlapping, bootstrap=o.draws)),
         "comparison of two models": timed(lambda: compare_models(y, first, second, disjoint, bootstrap=o.draws)),
         "rows": timed(rows, scale),
-        "fairlearn": timed(frame, scale),
+        "fairlearn": (timed(lambda: frame(o.probe + 1)) - once) * scale,
     }
     ratios = {n: seconds[n] / seconds["audit"] for n in ("rows", "fairlearn")}
     print({k: round(v, 3) for k, v in seconds.items()}, {k: round(v, 1) for k, v in ratios.items()})
