@@ -45,6 +45,7 @@ BASIC = ("audit", "people.csv", "--label", "y", "--prediction", "base", "--predi
 def test_the_file_is_the_result_of_the_protocol(table, run_cli):
     code, out, err = run_cli(*BASIC, "--group", "sex", "--score", "edited=p", "-o", "out/audit.json")
     assert (code, "out/audit.json" in err) == (0, True)
+    assert out.count("AUC") == 1  # of the model with scores
     expected = fairness(
         table["y"], {n: table[n] for n in ("base", "edited")}, groups_of(table["sex"]), grouping="sex", scores={"edited": table["p"]}
     )  # fmt: skip

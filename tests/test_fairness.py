@@ -300,6 +300,18 @@ def test_people_without_a_group_count_overall_only():
     audit = group_metrics(y, p, groups_of(column))
     assert (audit.n, audit.missing, audit.overall.n, [g.n for g in audit.groups]) == (400, 200, 400, [100, 100])
     assert groups_of([1.0, float("nan"), 2.0])["1.0"].tolist() == [True, False, False]
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (extra: fairness)")
+    column = pandas.Series(["a", None, "b"], dtype="string")
+    assert {k: m.tolist() for k, m in groups_of(column).items()} == {
+        "a": [True, False, False],
+        "b": [False, False, True],
+    }
+    assert groups_of(column.astype("category")).keys() == {"a", "b"}
+    with pytest.raises(InputError, match="labels: 1 of 3 values are missing"):
+        group_metrics(column, column, {}, positive="a")
+
+
+def test_intersections_are_those_with_somebody():
     both = intersections(groups_of("abab"), groups_of("xxyx"))
     assert {k: m.tolist() for k, m in both.items()} == {
         "a & x": [True, False, False, False], "a & y": [False, False, True, False], "b & x": [False, True, False, True],

@@ -28,7 +28,7 @@ MOST_GROUPS = 100
     multiple=True,
     required=True,
     metavar="COLUMN",
-    help="A model's predicted labels; repeat. The first is compared with.",
+    help="A model's predicted labels; repeat: the others are compared with the first.",
 )
 @click.option(
     "--group",
@@ -117,7 +117,8 @@ def audit(
     taskvec audit predictions.csv --label y --group sex --prediction edited --at-most parity=0.05
 
     Gaps are parity, odds, opportunity and accuracy, ratios parity_ratio and odds_ratio. Exit code 5 if a limit does not hold, or
-    could not be measured. The measured value is compared with the limit, not its interval.
+    could not be measured. The measured value is compared with the limit, not its interval. TPR and FPR, true and false positive rate, are
+    the shares predicted positive of the truly positive and of the truly negative.
     """
     from ..protocols import fairness
     from ..report.fairness import audit_verdict
@@ -333,52 +334,59 @@ def _show(result: Any, said: Sequence[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..report.fairness import MEASURE_WORDS
     from ..results import GAPS, MEASURES
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
-    apart = " " if console.width >= 110 else "\n"
+
+    def table(title: str, first: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        shown = Table(title=escape(plain(title)), title_justify="left", box=None, pad_edge=False)
+        shown.add_column(first, overflow="fold")
+        for head in heads:
+            shown.add_column(escape(plain(head)), justify="right", no_wrap=len(head) < 12)
+        for row in rows:
+            shown.add_row(*(escape(plain(c)) if i == 0 else escape(c) for i, c in enumerate(row)))
+        console.print(shown)
+
+    def cell(found: Any, style: str, scale: float) -> str:
+        if found is None:
+            return "-"
+        value, low, high = (format(scale * x, style) for x in (found.value, found.low, found.high))
+        value += "%" if scale > 1 else ""
+        return f"{value} [{low}, {high}]" if console.width >= 110 else f"{value}\n{low}, {high}"
+
     for row in result.rows:
-        table = Table(
-            title=escape(plain(f"{row.name}, by {result.grouping}")), title_justify="left", box=None, pad_edge=False
-        )
-        table.add_column("group", overflow="fold")
-        for head in ("n", "positives", *(MEASURE_WORDS[m] for m in MEASURES)):
-            table.add_column(head, justify="right")
-        for group in (row.audit.overall, *row.audit.groups):
-            rates = [getattr(group, m) for m in MEASURES]
-            cells = [
-                "-" if r is None else f"{100 * r.value:.1f}%{apart}[{100 * r.low:.1f}, {100 * r.high:.1f}]"
-                for r in rates
+        audit = row.audit
+        heads = ["n", "positive", "accuracy", "selected", "TPR", "FPR"]
+        lines = [
+            [
+                f"{g.name} *" if g.left_out else g.name, f"{g.n:,}", f"{g.positives:,}",
+                *(cell(getattr(g, m), ".1f", 100) for m in MEASURES),
             ]
-            star = " *" if group.left_out else ""
-            table.add_row(escape(plain(group.name)) + star, f"{group.n:,}", f"{group.positives:,}", *map(escape, cells))
-        console.print(table)
-        if row.audit.flagged:
+            for g in (audit.overall, *audit.groups)
+        ]  # fmt: skip
+        if any(g.auc for g in audit.groups):
+            heads.append("AUC")
+            for line, group in zip(lines, (audit.overall, *audit.groups), strict=True):
+                line.append(cell(group.auc, ".3f", 1))
+        table(f"{row.name}, by {result.grouping}", "group", heads, lines)
+        if audit.flagged:
             print(
                 "* left out of gaps: "
-                + "; ".join(f"{plain(g.name)}: {next(iter(g.left_out.values()))}" for g in row.audit.flagged)
+                + "; ".join(f"{plain(g.name)}: {next(iter(g.left_out.values()))}" for g in audit.flagged)
             )
         print()
-    table = Table(title="gaps, 95 % interval", title_justify="left", box=None, pad_edge=False)
-    table.add_column("gap")
-    for row in result.rows:
-        table.add_column(escape(plain(row.name)), justify="right")
-    for c in result.comparisons:
-        table.add_column(escape(plain(f"{c.after} less {c.before}")), justify="right")
-    for gap in GAPS:
-        cells = [
-            "-" if (g := r.audit.gaps.get(gap)) is None else f"{g.value:.3f}{apart}[{g.low:.3f}, {g.high:.3f}]"
-            for r in result.rows
-        ]
-        cells += [
-            "-" if (e := c.gaps.get(gap)) is None else f"{e.value:+.3f}{apart}[{e.low:+.3f}, {e.high:+.3f}]"
-            for c in result.comparisons
-        ]
-        table.add_row(gap, *map(escape, cells))
-    console.print(table)
+    lines = [
+        (
+            gap,
+            *(cell(r.audit.gaps.get(gap), ".3f", 1) for r in result.rows),
+            *(cell(c.gaps.get(gap), "+.3f", 1) for c in result.comparisons),
+        )
+        for gap in GAPS
+    ]
+    heads = [*(r.name for r in result.rows), *(f"{c.after} less {c.before}" for c in result.comparisons)]
+    table("gaps, 95 % interval", "gap", heads, lines)
     print()
     for sentence in said:
         print(plain(sentence))

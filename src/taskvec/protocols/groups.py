@@ -29,11 +29,18 @@ def groups_of(column: Any) -> dict[str, np.ndarray]:
         >>> {name: mask.tolist() for name, mask in groups_of(["b", "a", None, "b"]).items()}
         {'a': [False, True, False, False], 'b': [True, False, False, True]}
     """
-    values = np.asarray(["" if v is None or v != v else str(v) for v in column], dtype=object)
+    values = np.asarray(["" if _missing(v) else str(v) for v in column], dtype=object)
     names = sorted(set(values) - {""})
     if len(names) < 2:
         raise InputError(f"groups cannot be compared: the column has {_so_many(names)}, expected at least two values.")
     return {name: values == name for name in names}
+
+
+def _missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value) or bool(value == "")
+    except TypeError:  # pandas' NA, which is neither
+        return True
 
 
 def intersections(*groupings: Groups, joint: str = " & ") -> dict[str, np.ndarray]:
@@ -72,7 +79,7 @@ def binary(values: Any, *, positive: Any = None, what: str = "labels", known: Se
     given = np.asarray(values)
     if given.ndim != 1 or not given.size:
         raise InputError(f"{what}: expected one value for each row, got an array of shape {given.shape}.")
-    missing = np.asarray([v is None or v != v or v == "" for v in given.tolist()])
+    missing = np.asarray([_missing(v) for v in given.tolist()])
     if missing.any():
         kind = NonFinite if given.dtype.kind == "f" else InputError
         raise kind(

@@ -38,7 +38,6 @@ def fairness_section(result: FairnessResult) -> Section:
     said = [
         f"{audit.n} people in the test data, {count(len(audit.groups), 'group')}"
         + (" that overlap" if audit.overlap else "")
-        + (f"; {audit.missing} belong to no group and count overall only" if audit.missing else "")
         + f". ‘Selected’ is being predicted {clean(result.positive)}."
     ]
     said += [s for row in result.rows for s in verdict(row)]
@@ -158,6 +157,8 @@ def caveats(result: FairnessResult) -> list[str]:
     """What the numbers do not show; and who was left out."""
     audit = result.rows[0].audit
     found = []
+    if audit.missing:
+        found.append(f"{audit.missing} of {audit.n} people belong to no group: they count overall and in no gap.")
     small = [
         f"{_quoted(g.name)} ({next(iter(g.left_out.values()))})" for g in audit.flagged if "selection" in g.left_out
     ]
@@ -226,22 +227,25 @@ def _tables(result: FairnessResult) -> list[Table]:
             *(("area under ROC",) if scored else ()),
         )
         tables.append(Table(f"Rates by group: {clean(row.name)}", head, tuple(lines)))
-    for c in result.comparisons:
-        pair = f"{clean(c.after)} less {clean(c.before)}"
-        tables.append(
-            Table(
-                f"Change of gaps: {pair}, on the same people",
-                tuple(GAP_WORDS[g] for g in GAPS),
-                (tuple(_changed(c.gaps.get(g)) for g in GAPS),),
-            )
+    if result.comparisons:
+        lines = tuple(
+            (Cell(_pair(c)), *(_changed(c.gaps.get(g)) for g in GAPS), _changed(c.accuracy, points=True))
+            for c in result.comparisons
         )
+        head = ("models", *(GAP_WORDS[g] for g in GAPS), "accuracy, points")
+        tables.append(Table("Change of gaps, on the same people", head, lines))
+    for c in result.comparisons:
         lines = tuple(
             (Cell(clean(n)), *(_changed(changes.get(m), points=True) for m in ("accuracy", "tpr", "fpr", "selection")))
             for n, changes in c.groups.items()
         )
         head = ("group", *(MEASURE_WORDS[m] for m in ("accuracy", "tpr", "fpr", "selection")))
-        tables.append(Table(f"Who gains, who loses: {pair}, in points, on the same people", head, lines))
+        tables.append(Table(f"Who gains, who loses: {_pair(c)}, in points, on the same people", head, lines))
     return tables
+
+
+def _pair(change: Comparison) -> str:
+    return f"{clean(change.after)} less {clean(change.before)}"
 
 
 def _score(score: Score | None) -> Cell:
