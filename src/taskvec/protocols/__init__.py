@@ -9,6 +9,7 @@ from .geometry import geometry
 from .groups import groups_of, intersections
 from .locality import locality, tangent_kernel
 from .negation import negation
+from .steering import steering
 
 __all__ = [
     "addition",
@@ -24,5 +25,6 @@ __all__ = [
     "intersections",
     "locality",
     "negation",
+    "steering",
     "tangent_kernel",
 ]

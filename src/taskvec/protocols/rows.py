@@ -1,7 +1,7 @@
 """What the protocols share: sweep on validation, choose, and read the test split once.
 
-`test_scores`, and addition's ensemble of logits, which chooses nothing, are the only places where a protocol touches
-`task.test`. The sweep is given validation splits, not tasks, so it cannot choose on anything else.
+`test_scores` and `test_answers`, and addition's ensemble of logits, which chooses nothing, are the only places where a protocol
+reads the inputs of `task.test`. The sweep is given validation splits, not tasks, so it cannot choose on anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..models.forward import Forward, named
 from ..models.functional import bind, device_of
 from ..results import Curve, Row, Score
-from ..search import along, curves
+from ..search import along, answers, curves
 from ..tasks.metrics import accuracy
 from ..tasks.task import Task
 from ..weights import Checkpoint, TaskVector
@@ -38,6 +38,14 @@ def test_scores(
     f = bind(model)
     (params,) = along(base, vector, (coefficient,), like=model, device=device_of(model))
     return {t.name: accuracy(f, params, t.test, t.needs_head()) for t in tasks}
+
+
+def test_answers(
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector, coefficient: float, task: Task, forward: Forward
+) -> torch.Tensor:
+    """Test logits ``[n, classes]`` at ``base + coefficient * vector``: one reading of the test split."""
+    at = answers(model, base, {"v": vector}, {"test": (task.test, task.needs_head())}, forward=forward)
+    return at({"v": coefficient})["test"]
 
 
 def validation_curves(

@@ -22,6 +22,7 @@ from ..results import (
     LocalityResult,
     NegationResult,
     Provenance,
+    SteeringResult,
 )
 from .overview import belongs, overview
 from .story import Section, section
@@ -86,7 +87,8 @@ def _checked(results: Sequence[Any], every: bool) -> list[Told]:
         | DisentanglementResult
         | LocalityResult
         | FewShotResult
-        | FairnessResult,
+        | FairnessResult
+        | SteeringResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -160,6 +162,10 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         from .fairness_figures import fairness_figures
 
         return fairness_figures(result, key)
+    if isinstance(result, SteeringResult):
+        from .steering import steering_figures
+
+        return steering_figures(result, key)
 
     roles = {}
     if isinstance(result, NegationResult):

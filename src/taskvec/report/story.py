@@ -19,6 +19,7 @@ from ..results import (
     NegationResult,
     Row,
     Score,
+    SteeringResult,
 )
 from .tables import Cell, Table, choices, notes, scores
 from .words import NONE, WITHIN, clean, compare, count, edited, find, interval, mean_of, percent
@@ -64,9 +65,13 @@ def section(result: Any) -> Section:
             from .fairness import fairness_section
 
             return fairness_section(result)
+        case SteeringResult():
+            from .steering import steering_section
+
+            return steering_section(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult or FairnessResult. Read files with taskvec.results.read_result(s) first."
+        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult, FairnessResult or SteeringResult. Read files with taskvec.results.read_result(s) first."
     )
 
 

@@ -31,6 +31,7 @@ from .fairness import (
     Measure,
 )
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
+from .steering import Bound, BoundPoint, Injection, SteeringResult, SteeringRow, Worst
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
 
 __all__ = [
@@ -41,6 +42,8 @@ __all__ = [
     "AdditionResult",
     "AnalogyResult",
     "Audit",
+    "Bound",
+    "BoundPoint",
     "Comparison",
     "Curve",
     "DisentanglementResult",
@@ -53,6 +56,7 @@ __all__ = [
     "GapName",
     "GeometryResult",
     "Group",
+    "Injection",
     "LocalityResult",
     "Measure",
     "NegationResult",
@@ -63,7 +67,10 @@ __all__ = [
     "Score",
     "Share",
     "Start",
+    "SteeringResult",
+    "SteeringRow",
     "Step",
+    "Worst",
     "read_result",
     "read_results",
 ]
@@ -76,7 +83,8 @@ Result = Annotated[
     | DisentanglementResult
     | LocalityResult
     | FewShotResult
-    | FairnessResult,
+    | FairnessResult
+    | SteeringResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import NonFinite, UsageError
 from ..models.forward import Forward, plain
 from ..models.functional import Bound, bind, device_of, tensors
 from ..results import Score
 from ..tasks.lazy import LazyInputs, batches, held
-from ..tasks.metrics import correct
+from ..tasks.metrics import correct, logits_at
 from ..tasks.task import Head, Split
 from ..weights import Checkpoint, TaskVector
 
@@ -23,6 +23,8 @@ HELD = (
     2**29
 )  # bytes of inputs that are made once and kept while a grid is walked; the next ones are made before these go
 BATCH = 512  # lazy inputs are cut at multiples of it, which are multiples of the batches of `correct`
+
+T = TypeVar("T")
 
 
 def grid(low: float, high: float, points: int) -> tuple[float, ...]:
@@ -196,6 +198,20 @@ def anywhere(
 ) -> Callable[[Mapping[str, float]], dict[str, Score]]:  # fmt: skip
     r"""Accuracy at any :math:`\theta_0 + \sum_t \alpha_t\tau_t`, for searches over several coefficients.
 
+    Args: as in `answers`.
+    Returns:
+        a function of the coefficients by vector (those left out are 0) that gives a score for each of `data`. Outputs that are not
+        finite get nothing right.
+    """
+    return _anywhere(model, base, vectors, data, forward=forward, at_point=_score, of_logits=_right)
+
+
+def answers(
+    model: torch.nn.Module, base: Checkpoint, vectors: Mapping[str, TaskVector], data: Mapping[str, tuple[Split, Head]],
+    *, forward: Forward = plain,
+) -> Callable[[Mapping[str, float]], dict[str, torch.Tensor]]:  # fmt: skip
+    r"""Logits at any :math:`\theta_0 + \sum_t \alpha_t\tau_t`, for measures that need more than how many are right.
+
     Base and vectors are held in memory. Through an affine forward each vector is evaluated once, here; a point then costs no
     evaluation of the model.
 
@@ -203,8 +219,26 @@ def anywhere(
         model, base, data, forward: as in `curves`.
         vectors: name -> :math:`\tau_t`.
     Returns:
-        a function of the coefficients by vector (those left out are 0) that gives a score for each of `data`.
+        a function of the coefficients by vector (those left out are 0) that gives logits ``[n, classes]``, on the CPU, for each of
+        `data`, whatever they are.
     """
+    return _anywhere(
+        model, base, vectors, data, forward=forward, at_point=logits_at, of_logits=lambda logits, *_: logits.cpu()
+    )
+
+
+def _right(logits: torch.Tensor, split: Split, head: Head) -> Score:
+    labels = split.labels.to(logits.device)
+    hits = int((head.within(logits, labels).argmax(dim=1) == labels).sum())
+    return Score.share(hits if logits.isfinite().all() else 0, split.counted)
+
+
+def _anywhere(
+    model: torch.nn.Module, base: Checkpoint, vectors: Mapping[str, TaskVector], data: Mapping[str, tuple[Split, Head]], *,
+    forward: Forward, at_point: Callable[[Bound, Mapping[str, torch.Tensor], Split, Head], T],
+    of_logits: Callable[[torch.Tensor, Split, Head], T],
+) -> Callable[[Mapping[str, float]], dict[str, T]]:  # fmt: skip
+    """A measure at any point: `at_point` evaluates the model there; `of_logits` serves where an affine forward gives them."""
     import torch
 
     f: Bound = bind(model)
@@ -213,7 +247,7 @@ def anywhere(
             n: affine_features(f, model, base, list(vectors.values()), split, forward) for n, (split, _) in data.items()
         }
 
-        def affine(coefficients: Mapping[str, float]) -> dict[str, Score]:
+        def affine(coefficients: Mapping[str, float]) -> dict[str, T]:
             out = {}
             for name, (split, head) in data.items():
                 origin, steps = found[name]
@@ -221,9 +255,7 @@ def anywhere(
                 for vector, step in zip(vectors, steps, strict=True):
                     if coefficients.get(vector):
                         z += coefficients[vector] * step
-                labels = split.labels.to(z.device)
-                hits = int((head.within(head.to(z.device)(z), labels).argmax(dim=1) == labels).sum())
-                out[name] = Score.share(hits, split.counted)
+                out[name] = of_logits(head.to(z.device)(z), split, head)
             return out
 
         return affine
@@ -237,13 +269,13 @@ def anywhere(
         _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
     point = {n: t.clone() for n, t in origin.items()}
 
-    def at(coefficients: Mapping[str, float]) -> dict[str, Score]:
+    def at(coefficients: Mapping[str, float]) -> dict[str, T]:
         with torch.no_grad():
             for name, out in point.items():
                 out.copy_(origin[name])
                 for vector, move in moves.items():
                     if name in move and coefficients.get(vector):
                         out.add_(move[name] * coefficients[vector])
-        return {name: _score(f, point, split, head) for name, (split, head) in data.items()}
+        return {name: at_point(f, point, split, head) for name, (split, head) in data.items()}
 
     return at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .text import split_indices
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLIP", "SETS", "ImageSet", "Images", "Preprocess", "folder_task", "image_task"]
+__all__ = ["CLIP", "SETS", "ImageSet", "Images", "Preprocess", "folder_task", "image_task", "images_encoder"]
 
 HELD = 2**30  # bytes
 CHUNK = 256  # images decoded at a time, which bounds memory
@@ -86,6 +86,26 @@ def folder_task(
     path = Path(path)
     parts = read_images(path)
     return _task(name or path.resolve().name, parts, (), prepare, limit, test_limit, seed, head, skip_corrupt, memory)
+
+
+def images_encoder(prepare: Preprocess, *, memory: int = HELD) -> Callable[[Sequence[Path]], LazyInputs]:
+    """A function from paths of images to inputs, for `taskvec.tasks.groups.grouped_task`.
+
+    Raises:
+        InputError: (the function) images that cannot be decoded; says which.
+    """
+
+    def encode(paths: Sequence[Path]) -> LazyInputs:
+        require_pillow("An image task")
+        part = _Part(Images(list(paths), np.zeros(len(paths), np.int64)), np.arange(len(paths)))
+        held = len(paths) * prepare.channels * prepare.size**2 <= memory
+        inputs, failed = _inputs(part, prepare, held=held, look=True)
+        if failed:
+            said = [f"{part.images.said(i)}: {why}" for i, why in failed.items()]
+            raise InputError(f"{len(failed)} images cannot be decoded: {some(said)}. Replace them, or leave them out.")
+        return inputs
+
+    return encode
 
 
 def _place(row: ImageSet, root: Path) -> Path:

@@ -73,3 +73,16 @@ def correct(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: He
             wanted = labels[i : i + batch].to(device)
             hits += int((head.within(logits, wanted).argmax(dim=1) == wanted).sum())
     return hits
+
+
+def logits_at(
+    f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head, *, batch: int | None = None
+) -> torch.Tensor:
+    """Logits ``[n, classes]`` on the CPU, whatever they are."""
+    torch = require_torch("Measuring a model")
+    device = next(iter(params.values())).device
+    batch = batch or (128 if device.type == "cpu" else 512)
+    head = head.to(device)
+    with torch.inference_mode():
+        parts = [head(f(params, split.inputs[i : i + batch].to(device))).cpu() for i in range(0, len(split), batch)]
+        return torch.cat(parts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +25,17 @@ class Split:
     """Inputs ``[n, ...]`` (floats as float32, token ids as int64) and labels ``[n]``, int64 from 0, on the CPU.
 
     Inputs may also be `LazyInputs`, which are made when they are used. Labels ``[n, length]`` are those of the positions of a
-    sequence, `IGNORED` where a position does not count.
+    sequence, `IGNORED` where a position does not count. `groups` says who is in which group, bool ``[n]`` by name: a sample may
+    be in several, or in none.
 
     Raises:
-        InputError: no samples, counts that differ, inputs with NaN or infinity, or labels that are not whole numbers.
+        InputError: no samples, counts that differ, inputs with NaN or infinity, labels that are not whole numbers, or groups
+            that are not bool or of another count.
     """
 
     inputs: Inputs
     labels: torch.Tensor
+    groups: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("inputs", "labels"):
@@ -65,6 +68,12 @@ class Split:
                     f"{int(bad.sum())} of {n} inputs hold NaN or infinity, the first is sample {int(bad.nonzero()[0])}. "
                     "Leave them out, or repair them."
                 )
+        for name, inside in self.groups.items():
+            if str(getattr(inside, "dtype", "")) != "torch.bool" or inside.shape != self.labels.shape[:1]:
+                raise InputError(
+                    f"group {name!r} must be a bool tensor of shape [{n}], one entry per sample; got "
+                    f"{getattr(inside, 'dtype', type(inside).__name__)} of shape {list(getattr(inside, 'shape', ()))}."
+                )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,6 +82,11 @@ class Split:
     def counted(self) -> int:
         """How many labels count: one a sample, or those of sequences that are not ignored."""
         return len(self.labels) if self.labels.dim() == 1 else int((self.labels != IGNORED).sum())
+
+    def take(self, rows: torch.Tensor) -> Split:
+        """Some of the samples, with their groups: positions, which may repeat, or a mask."""
+        inputs = self.inputs.take(rows) if isinstance(self.inputs, LazyInputs) else self.inputs[rows]
+        return Split(inputs, self.labels[rows], {n: inside[rows] for n, inside in self.groups.items()})
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +246,10 @@ def joined(name: str, tasks: Sequence[Task]) -> Task:
         )
 
     def together(splits: Sequence[Split]) -> Split:
-        return Split(chained([s.inputs for s in splits]), torch.cat([s.labels for s in splits]))
+        names = dict.fromkeys(n for s in splits for n in s.groups)
+        # Who is said to be in no such group counts as outside.
+        groups = {n: torch.cat([s.groups.get(n, torch.zeros(len(s), dtype=torch.bool)) for s in splits]) for n in names}
+        return Split(chained([s.inputs for s in splits]), torch.cat([s.labels for s in splits]), groups)
 
     parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
     notes = tuple(f"{t.name}: {n}" for t in tasks for n in t.notes)
