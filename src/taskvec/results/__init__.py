@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import InputError
 from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Start
+from .generation import Agreement, Continuations, Fluency, Point, ScoredBy, ToxicityResult, ToxicityRow
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
 
@@ -23,21 +24,28 @@ __all__ = [
     "SCHEMA_VERSION",
     "Z95",
     "AdditionResult",
+    "Agreement",
     "AnalogyResult",
+    "Continuations",
     "Curve",
     "DisentanglementResult",
     "FewShotResult",
+    "Fluency",
     "GeometryResult",
     "LocalityResult",
     "NegationResult",
     "Pair",
+    "Point",
     "Provenance",
     "Result",
     "Row",
     "Score",
+    "ScoredBy",
     "Share",
     "Start",
     "Step",
+    "ToxicityResult",
+    "ToxicityRow",
     "read_result",
     "read_results",
 ]
@@ -49,7 +57,8 @@ Result = Annotated[
     | GeometryResult
     | DisentanglementResult
     | LocalityResult
-    | FewShotResult,
+    | FewShotResult
+    | ToxicityResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
