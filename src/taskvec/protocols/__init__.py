@@ -7,5 +7,16 @@ from .few_shot import few_shot
 from .geometry import geometry
 from .locality import locality, tangent_kernel
 from .negation import negation
+from .toxicity import toxicity
 
-__all__ = ["addition", "analogy", "disentanglement", "few_shot", "geometry", "locality", "negation", "tangent_kernel"]
+__all__ = [
+    "addition",
+    "analogy",
+    "disentanglement",
+    "few_shot",
+    "geometry",
+    "locality",
+    "negation",
+    "tangent_kernel",
+    "toxicity",
+]
