@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -370,9 +371,16 @@ def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Call
     return Upper().eval(), lower
 
 
-def fetched(path: str | Path, *, download: bool, revision: str | None = None) -> Path:
+def fetched(
+    path: str | Path, *, download: bool, revision: str | None = None, files: Sequence[str] | None = None
+) -> Path:
     """The folder of a model: itself, or what the hub has under that id, kept in the hub client's cache.
 
+    Args:
+        path: a folder or an id.
+        download: whether an id may be fetched.
+        revision: branch, tag or commit of an id.
+        files: names of the weights to fetch, else safetensors or, where there are none, the older format.
     Raises:
         InputError: no such folder and no download allowed, or the download failed.
         MissingExtra: huggingface_hub is not installed.
@@ -389,10 +397,12 @@ def fetched(path: str | Path, *, download: bool, revision: str | None = None) ->
         from huggingface_hub import snapshot_download
     except ImportError:
         raise missing_extra("huggingface_hub", "hf", f"downloading {path}") from None
-    wanted = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    wanted = ["*.json", "*.txt", "*.model", "*.jinja", *(files or ["*.safetensors"])]
     try:
         found = Path(snapshot_download(str(path), revision=revision, allow_patterns=wanted))
-        if not any(found.glob("*.safetensors")):  # older models have a pickle, of which only tensors are read
+        if not files and not any(
+            found.glob("*.safetensors")
+        ):  # older models have a pickle, of which only tensors are read
             found = Path(
                 snapshot_download(str(path), revision=revision, allow_patterns=[*wanted, "pytorch_model*.bin"])
             )
@@ -407,6 +417,16 @@ def _transformers(purpose: str) -> Any:
     except ImportError:
         raise missing_extra("transformers", "hf", purpose) from None
     return transformers
+
+
+@contextlib.contextmanager
+def opening(folder: Path, what: str) -> Iterator[None]:
+    """transformers at work in silence, and its refusals as one kind of error."""
+    with _quiet():
+        try:
+            yield
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            raise InputError(f"{folder} does not open as {what} of transformers: {error}") from error
 
 
 class _quiet:
