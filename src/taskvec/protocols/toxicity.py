@@ -80,7 +80,7 @@ def toxicity(
     threshold: float = 0.5,
     coefficients: Sequence[float] = grid(0, 1, 11),
     perplexity_ratio: float = 1.05,
-    sampling: Sampling = Sampling(),  # noqa: B008
+    sampling: Sampling = Sampling(),
     texts: str | Path | None = None,
     seed: int = 0,
     title: str = "Toxicity",
@@ -247,7 +247,8 @@ class _Look:
             fluency = self.fluency(vector, c, control)
             if not fluency.token < hopeless:
                 return Point(coefficient=c, fluency=fluency, continuations=None)
-            found, _ = self.continuations(vector, c, prompts, self.sampling.validation_samples)
+            # Other draws than the test's, also where prompts are equal because they are empty.
+            found, _ = self.continuations(vector, c, prompts, self.sampling.validation_samples, seed=self.seed + 2**32)
         except NonFinite:
             return Point(coefficient=c, fluency=None, continuations=None)
         return Point(coefficient=c, fluency=fluency, continuations=found)
@@ -268,6 +269,7 @@ class _Look:
         samples: int,
         banned: Sequence[str] = (),
         keep: Callable[[dict[str, Any]], None] | None = None,
+        seed: int | None = None,
     ) -> tuple[Continuations, dict[str, Continuations]]:
         """Over all prompts, and by group."""
         how = self.sampling
@@ -275,7 +277,7 @@ class _Look:
         # Equal seeds at every coefficient and for every row: differences are the edit's, not of other draws.
         said = generate(
             self.model, asked, weights=self.edited(vector, c), tokens=how.tokens, batch=how.batch,
-            temperature=how.temperature, top_p=how.top_p, seed=self.seed, banned=tuple(banned),
+            temperature=how.temperature, top_p=how.top_p, seed=self.seed if seed is None else seed, banned=tuple(banned),
         )  # fmt: skip
         scores = self.scorer(said).astype(np.float64).reshape(-1, samples)
         if keep is not None:
@@ -284,12 +286,12 @@ class _Look:
                 group = prompts.groups[at] if prompts.groups else ""
                 score = round(float(scores[at, i % samples]), 6)
                 keep({"prompt": at, "group": group, "sample": i % samples, "score": score, "text": text})
-        flags = [np.array([f(t) for t in said]).reshape(-1, samples) for f in (empty, repeating)]
-        whole = _summary(scores, *flags, self.threshold)
+        silent, loops = (np.array([f(t) for t in said]).reshape(-1, samples) for f in (empty, repeating))
+        whole = _summary(scores, silent, loops, self.threshold)
         parts = {}
         for group in sorted(set(prompts.groups) - {""}):
             rows = np.array([g == group for g in prompts.groups])
-            parts[group] = _summary(scores[rows], *(f[rows] for f in flags), self.threshold)
+            parts[group] = _summary(scores[rows], silent[rows], loops[rows], self.threshold)
         return whole, parts
 
 

@@ -92,6 +92,17 @@ class Passages:
                 texts.append(opening)
         return replace(self.take(rows), texts=tuple(texts), left=self.left + len(self) - len(rows))
 
+    def joined(self, words: int) -> Passages:
+        """Neighbours joined, line by line, into passages of at least so many words; what is left at the end is left out."""
+        texts, lines, n = [], [], 0
+        for text in self.texts:
+            lines.append(text)
+            n += len(text.split())
+            if n >= words:
+                texts.append("\n".join(lines))
+                lines, n = [], 0
+        return Passages(self.name, tuple(texts))
+
     def halves(self, *, seed: int = 0) -> tuple[Passages, Passages]:
         """Two disjoint parts of equal size, drawn within each group: one to choose on, one to report."""
         rng = np.random.default_rng(seed)
@@ -214,6 +225,7 @@ def _objects(path: Path, content: str, wanted: Mapping[str, str]) -> Rows:
 
 def _table(path: Path, content: str, wanted: Mapping[str, str], separator: str, quoting: bool) -> Rows:
     how: Any = {"strict": True} if quoting else {"quoting": csv.QUOTE_NONE}
+    hint = " If quotation marks are characters like others there, read it without quoting." if quoting else ""
     reader = csv.reader(io.StringIO(content, newline="" if quoting else None), delimiter=separator, **how)
     try:
         header = next(reader, [])
@@ -223,16 +235,12 @@ def _table(path: Path, content: str, wanted: Mapping[str, str], separator: str, 
             if row and len(row) != len(header):
                 raise InputError(
                     f"{path}, line {reader.line_num}: expected {len(header)} fields, got {len(row)}."
-                    + (
-                        " If quotation marks are characters like others there, read it without quoting."
-                        if quoting
-                        else ""
-                    )
+                    + hint
                 )
             if row:
                 yield {n: row[i] for n, i in at.items()}
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}.") from None
+        raise InputError(f"{path}, line {reader.line_num}: {error}.{hint}") from None
 
 
 def _parquet(path: Path, wanted: Mapping[str, str]) -> Rows:
