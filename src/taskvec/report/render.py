@@ -21,6 +21,7 @@ from ..results import (
     LocalityResult,
     NegationResult,
     Provenance,
+    ToxicityResult,
 )
 from .overview import belongs, overview
 from .story import Section, section
@@ -84,7 +85,8 @@ def _checked(results: Sequence[Any], every: bool) -> list[Told]:
         | GeometryResult
         | DisentanglementResult
         | LocalityResult
-        | FewShotResult,
+        | FewShotResult
+        | ToxicityResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -140,6 +142,10 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         caption = "Cosine between every two task vectors: blue above zero, orange below, stronger is larger."
         return [(figures.cosines(result, key=f"{key}g"), caption)]
 
+    if isinstance(result, ToxicityResult):
+        from .toxicity_figures import drawn as drawn_toxicity
+
+        return drawn_toxicity(result, key)
     if isinstance(result, LocalityResult):
         return []
     if isinstance(result, DisentanglementResult):

@@ -18,6 +18,7 @@ from ..results import (
     NegationResult,
     Row,
     Score,
+    ToxicityResult,
 )
 from .tables import Cell, Table, choices, notes, scores
 from .words import NONE, WITHIN, clean, compare, count, edited, find, interval, mean_of, percent
@@ -59,9 +60,13 @@ def section(result: Any) -> Section:
             return _locality(result)
         case FewShotResult():
             return _few_shot(result)
+        case ToxicityResult():
+            from .toxicity import story
+
+            return story(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult, DisentanglementResult, LocalityResult or FewShotResult. Read files with taskvec.results.read_result(s) first."
+        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult or ToxicityResult. Read files with taskvec.results.read_result(s) first."
     )
 
 

@@ -73,10 +73,10 @@ class Passages:
         return self.take([i for i, m in enumerate(self.marks) if m in marks])
 
     def drawn(self, most: int | None, *, seed: int = 0) -> Passages:
-        """So many of them, drawn without replacement; all, in their order, where there are no more."""
+        """So many of them, drawn without replacement, in their order; all where there are no more."""
         if most is None or most >= len(self):
             return self
-        return self.take(np.random.default_rng(seed).permutation(len(self))[:most].tolist())
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]).tolist())
 
     def openings(self, words: int) -> Passages:
         """The first words of each, as prompts; those with fewer than one word more are left out, equal openings kept once a group."""
@@ -234,8 +234,7 @@ def _table(path: Path, content: str, wanted: Mapping[str, str], separator: str, 
         for row in reader:
             if row and len(row) != len(header):
                 raise InputError(
-                    f"{path}, line {reader.line_num}: expected {len(header)} fields, got {len(row)}."
-                    + hint
+                    f"{path}, line {reader.line_num}: expected {len(header)} fields, got {len(row)}." + hint
                 )
             if row:
                 yield {n: row[i] for n, i in at.items()}
