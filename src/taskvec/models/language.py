@@ -171,6 +171,49 @@ def holding(model: LanguageModel, weights: Checkpoint | None) -> Iterator[Any]:
             slots[n].data = t
 
 
+def next_tokens(model: LanguageModel) -> torch.nn.Module:
+    r"""The model as a function of one tensor, for `fit`, protocols and whatever else takes a module.
+
+    Of a causal model: token ids ``[n, length]`` -> logits ``[n, vocabulary, length]``, at each position those of the token
+    after it. Of a sequence-to-sequence model: ids ``[n, 2 length]``, the first half what the encoder reads, the second what
+    the decoder has so far. Ids below 0 are padding. Parameters have the names that they have in the checkpoint.
+    """
+    import torch
+
+    inner: Any = model.module
+    answers = model.kind == "seq2seq"
+    own = [name for name, _ in inner.named_parameters(recurse=False)]
+    if own:
+        raise UsageError(
+            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
+        )
+
+    class NextTokens(torch.nn.Module):
+        """Token ids -> logits of the next tokens."""
+
+        _inner: Any
+
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in inner.named_children():
+                self.add_module(name, child)
+            # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
+            object.__setattr__(self, "_inner", inner)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            if answers:
+                read, written = ids.chunk(2, dim=1)
+                out = self._inner(
+                    input_ids=read.clamp(min=0), attention_mask=(read >= 0).long(), decoder_input_ids=written.clamp(min=0),
+                    use_cache=False,
+                )  # fmt: skip
+            else:  # padding comes after the text, where causal attention does not look
+                out = self._inner(input_ids=ids.clamp(min=0), use_cache=False)
+            return out.logits.transpose(1, 2)
+
+    return NextTokens().eval()
+
+
 def generate(
     model: LanguageModel, prompts: Sequence[str], *, weights: Checkpoint | None = None, tokens: int = 32,
     batch: int = 16, temperature: float = 1.0, top_p: float = 0.9, seed: int = 0, banned: Sequence[str] = (),

@@ -109,7 +109,7 @@ def curves(
                 if so_far is not None:
                     here = _hits(f, params, piece, data[name][1])
                     hits[name][i] = None if here is None else so_far + here
-    return {n: tuple(Score.share(h or 0, len(data[n][0])) for h in found) for n, found in hits.items()}
+    return {n: tuple(Score.share(h or 0, data[n][0].counted) for h in found) for n, found in hits.items()}
 
 
 def _pieces(splits: Mapping[str, Split], *, often: bool) -> Iterator[list[tuple[str, Split]]]:
@@ -147,7 +147,7 @@ def _hits(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head
 
 def _score(f: Bound, params: Mapping[str, torch.Tensor], split: Split, head: Head) -> Score:
     """Accuracy; a model whose outputs are not finite names no class and gets nothing right, so it is never chosen."""
-    return Score.share(_hits(f, params, split, head) or 0, len(split))
+    return Score.share(_hits(f, params, split, head) or 0, split.counted)
 
 
 def _affine_curve(
@@ -158,7 +158,7 @@ def _affine_curve(
     head = head.to(origin.device)
     labels = split.labels.to(origin.device)
     hits = [int((head.within(head(origin + c * step), labels).argmax(dim=1) == labels).sum()) for c in coefficients]
-    return tuple(Score.share(h, len(labels)) for h in hits)
+    return tuple(Score.share(h, split.counted) for h in hits)
 
 
 def affine_features(
@@ -178,6 +178,7 @@ def affine_features(
         _ = base + vector  # the algebra's own checks of lineage, names and shapes; computes nothing
     device = device_of(model)
     start = tensors(base, like=model, device=device)
+    batch = batch if split.labels.dim() == 1 else 16  # of sequences the features are logits of every position
     origin, steps = torch.empty(0), []
     for vector in vectors:
         delta = tensors(vector, device=device)
@@ -222,7 +223,7 @@ def anywhere(
                         z += coefficients[vector] * step
                 labels = split.labels.to(z.device)
                 hits = int((head.within(head.to(z.device)(z), labels).argmax(dim=1) == labels).sum())
-                out[name] = Score.share(hits, len(split))
+                out[name] = Score.share(hits, split.counted)
             return out
 
         return affine

@@ -17,12 +17,15 @@ from .lazy import Inputs, LazyInputs, chained
 if TYPE_CHECKING:
     import torch
 
+IGNORED = -100  # the label of a position that does not count, as torch's cross-entropy has it
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
     """Inputs ``[n, ...]`` (floats as float32, token ids as int64) and labels ``[n]``, int64 from 0, on the CPU.
 
-    Inputs may also be `LazyInputs`, which are made when they are used.
+    Inputs may also be `LazyInputs`, which are made when they are used. Labels ``[n, length]`` are those of the positions of a
+    sequence, `IGNORED` where a position does not count.
 
     Raises:
         InputError: no samples, counts that differ, inputs with NaN or infinity, or labels that are not whole numbers.
@@ -42,7 +45,14 @@ class Split:
             raise InputError(f"a split needs one label per input, got {n} inputs and {m} labels.")
         if n == 0:
             raise InputError("a split is empty: it needs at least one sample. Take a larger part of the data.")
-        if self.labels.dim() != 1 or str(self.labels.dtype) != "torch.int64" or int(self.labels.min()) < 0:
+        if self.labels.dim() == 2 and str(self.labels.dtype) == "torch.int64":
+            wrong = (self.labels < 0) & (self.labels != IGNORED)
+            if wrong.any() or not self.counted:
+                raise InputError(
+                    f"labels of sequences must be from 0, or {IGNORED} where a position does not count, and some must count; got "
+                    f"{int(wrong.sum())} others and {self.counted} that count."
+                )
+        elif self.labels.dim() != 1 or str(self.labels.dtype) != "torch.int64" or int(self.labels.min()) < 0:
             raise InputError(
                 f"labels must be classes from 0, int64 of shape [n]; got {self.labels.dtype} of shape {list(self.labels.shape)}"
                 + (f", the least {int(self.labels.min())}." if self.labels.dim() == 1 else ".")
@@ -58,6 +68,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def counted(self) -> int:
+        """How many labels count: one a sample, or those of sequences that are not ignored."""
+        return len(self.labels) if self.labels.dim() == 1 else int((self.labels != IGNORED).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +93,13 @@ class Head:
     vocabularies: tuple[int, ...] = ()
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits ``[n, classes]`` of features ``[n, width]``.
+        """Logits ``[n, classes]`` of features ``[n, width]``; with `Head.own` what the model gives.
 
         Raises:
             KeyMismatch: features of another shape.
         """
+        if not self.weight.shape[1] and features.dim() > 1 and features.shape[1] == len(self.weight):
+            return features
         if features.dim() != 2 or features.shape[1] != self.weight.shape[1]:
             raise KeyMismatch(
                 f"the model gives features of shape {list(features.shape)}, the head takes [n, {self.weight.shape[1]}]. "
@@ -100,6 +117,12 @@ class Head:
         sizes = torch.tensor(self.vocabularies, device=logits.device)
         owner = torch.repeat_interleave(torch.arange(len(sizes), device=logits.device), sizes)
         return logits.masked_fill(owner[labels][:, None] != owner[None], -torch.inf)
+
+    @classmethod
+    def own(cls, classes: int) -> Head:
+        """No head beside the model: its outputs ``[n, classes]`` or, of sequences, ``[n, classes, length]`` are the logits."""
+        torch = require_torch("A head")
+        return cls(torch.zeros(classes, 0), torch.zeros(classes))
 
     @classmethod
     def random(cls, classes: int, width: int, *, generator: torch.Generator) -> Head:

@@ -21,7 +21,8 @@ from ..models.functional import (
     tensors,
     under_first_names,
 )
-from ..tasks.task import Head, Task
+from ..tasks.metrics import at_a_time, cross_entropy
+from ..tasks.task import IGNORED, Head, Task
 from ..weights import Checkpoint, TaskVector
 from .coordinates import Coordinates, coordinates
 from .parallel import team
@@ -207,7 +208,7 @@ def fit(
         logits = head(features.to(torch.float32) if spec.autocast else features)
         wanted = processes.mine(labels[rows]).to(device)
         logits = head.within(logits, wanted)
-        part = torch.nn.functional.cross_entropy(logits, wanted) * (len(wanted) / len(rows)) / spec.accumulate
+        part = cross_entropy(logits, wanted) * (counted(wanted) / counted(labels[rows])) / spec.accumulate
         if part.requires_grad:
             (-part if ascent else part).backward()
         return float(part.detach())
@@ -266,6 +267,11 @@ def fit(
     return replace(made, kept=on_the_way, step=at, looks=looks)
 
 
+def counted(labels: torch.Tensor) -> int:
+    """How many labels count."""
+    return len(labels) if labels.dim() == 1 else int((labels != IGNORED).sum())
+
+
 def _validation_loss(
     f: Bound, start: Mapping[str, torch.Tensor], delta: Mapping[str, torch.Tensor], head: Head, task: Task,
     forward: Forward, device: torch.device,
@@ -275,11 +281,12 @@ def _validation_loss(
 
     total, split = 0.0, task.validation
     with torch.no_grad():
-        for i in range(0, len(split), 256):
-            logits = head(forward(f, start, delta, split.inputs[i : i + 256].to(device)))
-            labels = split.labels[i : i + 256].to(device)
-            total += float(torch.nn.functional.cross_entropy(head.within(logits, labels), labels, reduction="sum"))
-    return total / len(split) if math.isfinite(total) else math.inf
+        batch = at_a_time(split, head, 256)
+        for i in range(0, len(split), batch):
+            logits = head(forward(f, start, delta, split.inputs[i : i + batch].to(device)))
+            labels = split.labels[i : i + batch].to(device)
+            total += float(cross_entropy(head.within(logits, labels), labels, reduction="sum"))
+    return total / split.counted if math.isfinite(total) else math.inf
 
 
 def update(

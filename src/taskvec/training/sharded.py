@@ -15,10 +15,11 @@ from ..errors import UsageError
 from ..models.forward import plain
 from ..models.functional import aliases, applied, check_names, device_of, require_torch, twin_of, under_first_names
 from ..models.parts import blocks
+from ..tasks.metrics import cross_entropy
 from ..tasks.task import Task
 from ..weights import Checkpoint
 from .coordinates import Coordinates
-from .loop import Batches, Fitted, TrainSpec, check, fitted, update
+from .loop import Batches, Fitted, TrainSpec, check, counted, fitted, update
 from .parallel import Team, team
 from .regime import STANDARD, Regime
 
@@ -80,11 +81,8 @@ def fit_sharded(
         x = inputs[rows] if augment is None else augment(inputs[rows], generator)  # all rows, so that all draw alike
         x, wanted = processes.mine(x).to(cut.device), processes.mine(labels[rows]).to(cut.device)
         logits = head(applied(type(model).__name__, x, lambda: cut.module(x)))
-        part = (
-            torch.nn.functional.cross_entropy(head.within(logits, wanted), wanted)
-            * (len(wanted) / len(rows))
-            / spec.accumulate
-        )
+        share = counted(wanted) / counted(labels[rows])
+        part = cross_entropy(head.within(logits, wanted), wanted) * share / spec.accumulate
         if part.requires_grad:
             ((-part if ascent else part) * processes.size).backward()  # gradients are averaged over the processes
         return float(part.detach())
