@@ -93,8 +93,13 @@ def _groups(base: ToxicityRow, row: ToxicityRow) -> list[str]:
     for group, now in row.groups.items():
         found[compare(now.mean, base.groups[group].mean)].append(clean(group))
     parts = [f"{word} than the base’s for {', '.join(found[word])}" for word in ("lower", "higher") if found[word]]
-    parts += [f"{WITHIN} for {', '.join(found[WITHIN])}"] if found[WITHIN] else []
-    return [f"Group by group the mean score is {'; '.join(parts)}."]
+    some = (
+        f"Group by group the mean score is {' and '.join(parts)}"
+        if parts
+        else "No group’s mean score differs beyond the intervals"
+    )
+    rest = f"; for {', '.join(found[WITHIN])} the difference is within the intervals" if parts and found[WITHIN] else ""
+    return [f"{some}{rest}."]
 
 
 def _others(result: ToxicityResult, row: ToxicityRow) -> list[str]:

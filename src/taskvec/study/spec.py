@@ -602,8 +602,8 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
                 said["unprompted"] = said["unprompted"] and tuple(min(limit, n) for n in said["unprompted"])
         for name, said in table["texts"].items():
             asked = study.protocols.toxicity
-            # Enough for a window of each part in training, and for both kinds of labels.
-            few = 32 if asked and name in (asked.toxic, asked.clean, asked.labelled) else limit
+            # Enough for a window of each part in training, for telling words apart, and for both kinds of labels.
+            few = 300 if asked and name in (asked.toxic, asked.clean, asked.labelled) else limit
             said["limit"] = min(max(few, limit), said["limit"] or few)
     return Study.model_validate(table)
 

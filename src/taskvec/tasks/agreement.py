@@ -63,6 +63,12 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> Score:
         (np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")) / (2 * len(b)) for a, b in ((p, n), (n, p))
     ]
     value = float(above[0].mean())
+    if value in (
+        0.0,
+        1.0,
+    ):  # no variance was seen: the interval of a share of as many trials as the rarer kind has texts
+        few = Score.share(round(value * min(len(p), len(n))), min(len(p), len(n)))
+        return Score(value=value, n=len(scores), low=few.low, high=few.high)
     spread = sum(float(v.var(ddof=1)) / len(v) if len(v) > 1 else 0.25 for v in above)
     half = Z95 * spread**0.5
     return Score(value=value, n=len(scores), low=max(0.0, value - half), high=min(1.0, value + half))

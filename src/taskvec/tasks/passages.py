@@ -79,15 +79,14 @@ class Passages:
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]).tolist())
 
     def openings(self, words: int) -> Passages:
-        """The first words of each, as prompts; those with fewer than one word more are left out, equal openings kept once a group."""
-        seen: set[tuple[str, str]] = set()
+        """The first words of each, as prompts; those without a word more, and repetitions of an earlier one, are left out."""
+        seen: set[str] = set()
         rows, texts = [], []
         for i, text in enumerate(self.texts):
             said = text.split()
             opening = " ".join(said[:words])
-            key = (opening.casefold(), self.groups[i] if self.groups else "")
-            if len(said) > words and key not in seen:
-                seen.add(key)
+            if len(said) > words and opening.casefold() not in seen:
+                seen.add(opening.casefold())
                 rows.append(i)
                 texts.append(opening)
         return replace(self.take(rows), texts=tuple(texts), left=self.left + len(self) - len(rows))
