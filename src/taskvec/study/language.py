@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import protocols
-from ..errors import InputError, plain
+from ..errors import InputError, UsageError, plain
 from ..models.language import LanguageModel, language_model, next_tokens
 from ..protocols.toxicity import Sampling
 from ..search import grid
@@ -90,7 +90,7 @@ def toxicity(
     agreement = None
     if "labelled" in texts:
         known = passages(texts["labelled"], root)
-        labels = [int(m in options["labels"]) for m in known.marks]
+        labels = _labels(known, options)
         agreement = measured(
             judge, known.texts, labels, groups=known.groups, threshold=options["threshold"], data=known.name
         )
@@ -108,6 +108,23 @@ def toxicity(
         perplexity_ratio=options["perplexity_ratio"], sampling=Sampling(**how),
         texts=place / CONTINUATIONS if options["keep_texts"] else None, seed=facts["where"]["seed"],
     )  # fmt: skip
+
+
+def _labels(known: Passages, options: Mapping[str, Any]) -> list[int]:
+    """1 for texts that are toxic by their marks."""
+    if not known.marks:
+        raise UsageError(
+            f"the text {known.name} has no marks to measure a scorer by. Name the column that holds them with mark."
+        )
+    if options["toxic_from"] is None:
+        known.keep(options["labels"])  # a mark that no text has is a mistake
+        return [int(m in options["labels"]) for m in known.marks]
+    try:
+        return [int(float(m) >= options["toxic_from"]) for m in known.marks]
+    except ValueError:
+        raise InputError(
+            f"the text {known.name} has marks that are no numbers. Use labels in place of toxic_from."
+        ) from None
 
 
 def _placed(name: str, root: Path | None) -> str:

@@ -291,7 +291,7 @@ class ToxicitySpec(_Strict):
     texts by itself: for choosing, and for the result). `control` is the ordinary text whose perplexity is to stay. Prompts and control
     are cut into halves: one to choose the coefficient on, one to report.
 
-    `labelled` texts with the marks `labels` for toxic ones measure the scorer. `clean` text trains a baseline; so many of the
+    `labelled` texts measure the scorer: toxic are those with the marks `labels`, or with numbers of at least `toxic_from`. `clean` text trains a baseline; so many of the
     words that tell toxic text from it are `banned` in another.
     """
 
@@ -302,6 +302,7 @@ class ToxicitySpec(_Strict):
     clean: str | None = None
     labelled: str | None = None
     labels: Names = ()
+    toxic_from: Annotated[float, Field(allow_inf_nan=False)] | None = None
     scorer: str
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
     coefficients: GridSpec = GridSpec(points=11)
@@ -322,8 +323,10 @@ class ToxicitySpec(_Strict):
             raise ValueError("name prompts, or give unprompted: [for choosing, for the result]")
         if self.banned and self.clean is None:
             raise ValueError("banned goes with clean: the text that toxic words are told from")
-        if bool(self.labels) != bool(self.labelled):
-            raise ValueError("labelled and labels go together: texts, and which of their marks mean toxic")
+        if bool(self.labels) + (self.toxic_from is not None) != bool(self.labelled):
+            raise ValueError(
+                "labelled goes with one of labels (marks that mean toxic) and toxic_from (the least number that does)"
+            )
         return self
 
     @field_validator("labels", mode="before")
