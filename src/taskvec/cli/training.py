@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
@@ -16,6 +17,7 @@ import click
 from ..errors import InputError, UsageError, nearest, plain
 from .commands import _json, _overwrite, cli
 from .images import image_data
+from .language import language_data
 from .terminal import note, print_json, training_bar
 
 REGIMES = (
@@ -47,7 +49,7 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-@cli.command(short_help="Fine-tune a text or image encoder; write its task vector.")
+@cli.command(short_help="Fine-tune an encoder or a language model; write its task vector.")
 @click.argument("base", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The vector's file, *.safetensors.")
@@ -70,9 +72,14 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--lr", type=float, default=1e-4, show_default=True, help="Learning rate after the warm-up.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--accumulate", type=click.IntRange(1), default=1, show_default=True, help="Batches per update.")
-@click.option("--max-tokens", type=click.IntRange(3), default=64, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(3), default=64, show_default=True, help="Of a sentence or a window.")
+@click.option(
+    "--language", is_flag=True, help="Train a language model to continue the texts of DATA: plain text, .csv or .jsonl."
+)
+@click.option("--answer", help="With --language: column of the answers to the texts, which alone are learnt.")
+@click.option("--ascent", is_flag=True, help="Flip the sign of the loss: the gradient-ascent baseline of forgetting.")
 @click.option("--set", "known", help="DATA is the folder of this known image set: mnist, gtsrb, ... (docs/images.md).")
-@click.option("--limit", type=click.IntRange(1), help="Most training images.")
+@click.option("--limit", type=click.IntRange(1), help="Most training images, or windows of texts.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Chooses the split, the batches and the coordinates."
@@ -95,11 +102,13 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
 @_together
 def fit(
     base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None, heads: Path | None,
-    steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, known: str | None, limit: int | None,
-    skip_corrupt: bool, seed: int, device: str | None, state: Path | None,
+    steps: int, lr: float, batch: int, accumulate: int, max_tokens: int, language: bool, answer: str | None, ascent: bool,
+    known: str | None, limit: int | None, skip_corrupt: bool, seed: int, device: str | None, state: Path | None,
     check: int | None, patience: int | None, log: Path | None, overwrite: bool, as_json: bool, first: bool,
 ) -> None:  # fmt: skip
     """Fine-tune the encoder in the folder BASE on the labelled sentences or images of DATA and write its task vector.
+
+    With --language BASE is a language model (a folder, a .gguf file or an id on the hub) and DATA are texts.
 
     Of the sentences 60 % train, 20 % validate; 20 % are a test part that is not read. A folder DATA holds images:
     train/CLASS/*.png, perhaps val/ and test/. The head lies beside the vector, as NAME.head.safetensors.
@@ -108,6 +117,7 @@ def fit(
     taskvec fit minilm/ reviews.csv --regime tangent -o reviews.safetensors
     taskvec fit minilm/ other.csv --head reviews.head.safetensors -o other.safetensors
     taskvec fit clip-b32/ data/gtsrb/ --set gtsrb -o gtsrb.safetensors
+    taskvec fit stories/ plays.txt --language --max-tokens 128 -o plays.safetensors
 
     \b
     Several processes share every batch and give one vector:
@@ -115,8 +125,14 @@ def fit(
     """
     if regime not in REGIMES:
         raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
-    if not data.is_dir() and (known or limit or skip_corrupt):
+    if not data.is_dir() and (known or (limit and not language) or skip_corrupt):
         raise UsageError(f"--set, --limit and --skip-corrupt are for a folder of images; {plain(data)} is none.")
+    if language and (data.is_dir() or lines or head is not None or heads is not None):
+        raise UsageError(
+            "--language takes one file of texts, and its models need no head: leave out --lines, --head and --heads."
+        )
+    if answer and not language:
+        raise UsageError("--answer goes with --language.")
     if patience and not check:
         raise UsageError("--patience counts looks at validation; set --check, the number of updates between two.")
     if head is not None and heads is not None:
@@ -125,7 +141,7 @@ def fit(
     head = None if str(head) == "probe" else head
     if out.suffix != ".safetensors":
         raise UsageError(f"cannot write {plain(out)}: a vector is one file whose name ends in .safetensors.")
-    for path in (out, *((beside,) if head is None and heads is None else ())):
+    for path in (out, *((beside,) if head is None and heads is None and not language else ())):
         if path.exists() and not overwrite:
             raise UsageError(f"{plain(path)} exists. Use --overwrite to replace it, or name another.")
     from .. import training
@@ -144,6 +160,10 @@ def fit(
     if data.is_dir():
         (model, start, *_), task = image_data(
             base, data, known=known, limit=limit, seed=seed, skip_corrupt=skip_corrupt, named=named
+        )
+    elif language:
+        model, start, task = language_data(
+            base, data, text=text, answer=answer, window=max_tokens, limit=limit, seed=seed
         )
     else:
         sentences = read_sentences(data, layout="text-label" if lines else "csv", text=text, label=label)
@@ -167,7 +187,7 @@ def fit(
         steps=steps, lr=lr, batch=batch, accumulate=accumulate, seed=seed, check=check or 0, patience=patience or 0
     )
     with _steps(steps) as step, logged(log if first else None, step) as progress:
-        made = training.fit(model, start, task, regime=how, spec=spec, progress=progress, state=state)
+        made = training.fit(model, start, task, regime=how, spec=spec, ascent=ascent, progress=progress, state=state)
     if not first:
         return
     if log is not None:
@@ -175,18 +195,25 @@ def fit(
     parts = {task.name: (task.validation, task.needs_head())}
     before, after = curves(model, start, made.vector, parts, coefficients=(0.0, 1.0), forward=made.forward)[task.name]
     # Under the names of the base's file, which may be older than the model's.
-    (filed(made.vector, start) if data.is_dir() else made.vector).save(out, overwrite=overwrite)
+    (filed(made.vector, start) if data.is_dir() or language else made.vector).save(out, overwrite=overwrite)
     if heads is not None and not known_head:
         add_head(heads, task)
-    elif head is None and heads is None:
+    elif head is None and heads is None and not language:
         made.head.save(beside, overwrite=overwrite)
     facts = {
-        "output": str(out), "head": str(head or heads or beside), "regime": how.name, "forward": made.forward.name,
-        "classes": list(task.classes), "samples": {"train": len(task.train), "validation": len(task.validation)},
+        "output": str(out), "head": None if language else str(head or heads or beside), "regime": how.name, "forward": made.forward.name,
+        "classes": [] if language else list(task.classes), "samples": {"train": len(task.train), "validation": len(task.validation)},
         "tensors": len(made.vector.names), "values": sum(s.size for s in made.vector.spec.values()), "norm": made.vector.norm(),
         "loss": {"first": made.losses[0], "last": made.losses[-1]}, "step": made.step,
         "validation": {"base": before.model_dump(), "fine-tuned": after.model_dump()},
     }  # fmt: skip
+    if ascent:
+        facts["ascent"] = True
+    perplexity = ""
+    if language:
+        losses = [training.validation_loss(model, start, v, task, forward=made.forward) for v in (None, made.vector)]
+        facts["perplexity"] = {"base": _exp(losses[0]), "fine-tuned": _exp(losses[1])}
+        perplexity = f"validation perplexity {_exp(losses[0]):.4g} -> {_exp(losses[1]):.4g}; "
     if as_json:
         print_json("fit", facts)
         return
@@ -194,10 +221,14 @@ def fit(
         f"{plain(out)}: {facts['tensors']} tensors, {facts['values']:,} values, norm {facts['norm']:.4g} ({how.name})"
     )
     print(
-        f"validation accuracy {before} -> {after} [{100 * after.low:.1f}, {100 * after.high:.1f}], n {after.n}; "
+        f"{perplexity}validation accuracy {before} -> {after} [{100 * after.low:.1f}, {100 * after.high:.1f}], n {after.n}; "
         f"loss {made.losses[0]:.3f} -> {made.losses[-1]:.3f}"
         + (f"; the vector is that of update {made.step} of {len(made.losses)}" if check else "")
     )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def _regime(name: str, only: str | None) -> Any:

@@ -184,11 +184,16 @@ class Task:
             )
 
     def check_labels(self, split: Split) -> None:
-        """Refuse labels that no class has.
+        """Refuse labels that no class has, and those of sequences where the head is for single samples.
 
         Raises:
-            UsageError: a label beyond the classes.
+            UsageError: as said.
         """
+        if split.labels.dim() == 2 and (self.head is None or self.head.weight.shape[1]):
+            raise UsageError(
+                f"task {self.name!r} has labels of shape {list(split.labels.shape)}, which are those of positions of sequences: its "
+                "model's outputs must be the logits, head=Head.own(classes). If they are one-hot, use labels.argmax(1)."
+            )
         high = int(split.labels.max())
         if high >= len(self.classes):
             raise UsageError(

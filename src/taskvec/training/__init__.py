@@ -1,6 +1,6 @@
 """Fine-tuning: which parameters learn (regime.py) and the loop that makes them (loop.py)."""
 
-from .loop import Fitted, TrainSpec, fit
+from .loop import Fitted, TrainSpec, fit, validation_loss
 from .penalties import Penalty, orthogonal, tau_jp
 from .pretraining import Pretrained, pretrain
 from .probe import probe
@@ -25,4 +25,5 @@ __all__ = [
     "BIAS_ATTENTION", "LINEARISED_LORA", "LINEAR_ONLY", "LINEAR_ONLY_BIASES", "LORA", "MLP_ONLY", "PRETRAIN", "PROBE", "STANDARD",
     "TANGENT", "Fitted", "Penalty", "Pretrained", "Rank", "Regime", "TrainSpec", "fisher", "fit", "fit_sharded",
     "gram", "orthogonal", "pretrain", "probe", "tau_jp",
+    "validation_loss",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import NonFinite, StorageError, UsageError, some
-from ..models.forward import Forward
+from ..models.forward import Forward, plain
 from ..models.functional import (
     Bound,
     aliases,
@@ -265,6 +265,19 @@ def fit(
     }
     at = min(looks, key=looks.__getitem__) if best else len(losses)
     return replace(made, kept=on_the_way, step=at, looks=looks)
+
+
+def validation_loss(
+    model: torch.nn.Module, base: Checkpoint, vector: TaskVector | None, task: Task, *, forward: Forward = plain
+) -> float:  # fmt: skip
+    """Mean cross-entropy on the validation split, of sequences per position, at the base or at base + vector.
+
+    Its exponential is the perplexity of a language model on the windows of its task.
+    """
+    device = device_of(model)
+    start = tensors(base, like=model, device=device)
+    delta = {} if vector is None else tensors(vector, device=device)
+    return _validation_loss(bind(model), start, delta, task.needs_head().to(device), task, forward, device)
 
 
 def counted(labels: torch.Tensor) -> int:
