@@ -7,6 +7,7 @@ from .few_shot import few_shot
 from .geometry import geometry
 from .locality import locality, tangent_kernel
 from .negation import negation
+from .skills import skills
 from .toxicity import toxicity
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "geometry",
     "locality",
     "negation",
+    "skills",
     "tangent_kernel",
     "toxicity",
 ]

@@ -21,6 +21,7 @@ from ..results import (
     LocalityResult,
     NegationResult,
     Provenance,
+    SkillsResult,
     ToxicityResult,
 )
 from .overview import belongs, overview
@@ -86,7 +87,8 @@ def _checked(results: Sequence[Any], every: bool) -> list[Told]:
         | DisentanglementResult
         | LocalityResult
         | FewShotResult
-        | ToxicityResult,
+        | ToxicityResult
+        | SkillsResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -146,7 +148,7 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         from .toxicity_figures import drawn as drawn_toxicity
 
         return drawn_toxicity(result, key)
-    if isinstance(result, LocalityResult):
+    if isinstance(result, LocalityResult | SkillsResult):
         return []
     if isinstance(result, DisentanglementResult):
         caption = (

@@ -18,6 +18,7 @@ from ..results import (
     NegationResult,
     Row,
     Score,
+    SkillsResult,
     ToxicityResult,
 )
 from .tables import Cell, Table, choices, notes, scores
@@ -64,9 +65,13 @@ def section(result: Any) -> Section:
             from .toxicity import story
 
             return story(result)
+        case SkillsResult():
+            from .skills import story as skills_story
+
+            return skills_story(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult or ToxicityResult. Read files with taskvec.results.read_result(s) first."
+        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult, ToxicityResult or SkillsResult. Read files with taskvec.results.read_result(s) first."
     )
 
 
@@ -202,7 +207,9 @@ def _analogy(result: AnalogyResult) -> Section:
     return Section(
         title=clean(result.title),
         question=f"Can {cell} be learnt from three other cells alone? ‘{a}’ is to ‘{b}’ as ‘{c}’ is to ‘{d}’.",
-        equation="θ = θ₀ + α (τ(C) + τ(B) − τ(A))",
+        equation=f"θ = θ₀ + α (τ(C) + {result.ratio:g} (τ(B) − τ(A)))"
+        if result.ratio is not None
+        else "θ = θ₀ + α (τ(C) + τ(B) − τ(A))",
         figure=figure,
         figure_label="accuracy on D: without arithmetic → by analogy",
         verdict=verdict,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import InputError
-from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Start
+from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Skill, SkillsResult, Start
 from .generation import Agreement, Continuations, Fluency, Point, ScoredBy, ToxicityResult, ToxicityRow
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
@@ -42,6 +42,8 @@ __all__ = [
     "Score",
     "ScoredBy",
     "Share",
+    "Skill",
+    "SkillsResult",
     "Start",
     "Step",
     "ToxicityResult",
@@ -58,7 +60,8 @@ Result = Annotated[
     | DisentanglementResult
     | LocalityResult
     | FewShotResult
-    | ToxicityResult,
+    | ToxicityResult
+    | SkillsResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
