@@ -269,7 +269,19 @@ def kind() -> str:
     return "parquet" if importlib.util.find_spec("pyarrow") else "jsonl"
 
 
-@pytest.mark.parametrize("base", ["gpt2-large", pytest.param("", marks=pytest.mark.slow)])
+def test_the_studies_of_the_repository_can_be_planned(monkeypatch, tmp_path):
+    paper = plan(load(PAPER))
+    assert [c.facts["where"]["base"] for c in paper] == ["gpt2", "gpt2-medium", "gpt2-large"]
+    assert all(set(c.needs) == {"base", "toxic", "ascent", "clean"} for c in paper)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "smollm2.gguf").write_bytes(b"any")
+    (small,) = plan(load(SMALL))
+    assert set(small.needs) == {"base", "toxic", "clean"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["gpt2-large", ""])
 def test_the_paper_runs_from_the_hub_to_results(base, hub, tmp_path):
     text = PAPER.read_text(encoding="utf-8")
     (tmp_path / "toxicity.yaml").write_text(text.replace(".parquet", f".{kind()}"), encoding="utf-8")
