@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import math
@@ -97,9 +98,9 @@ def lm_eval_scores(
     if not models or not tasks:
         raise UsageError("lm_eval_scores needs at least one model and one task.")
     try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
+        harness: Any = importlib.import_module("lm_eval")
+        HFLM = importlib.import_module("lm_eval.models.huggingface").HFLM
+        TaskManager = importlib.import_module("lm_eval.tasks").TaskManager
     except ImportError:
         raise missing_extra("lm-eval", "lm-eval", "The language model evaluation harness") from None
     if include_path is not None and not Path(include_path).is_dir():
@@ -117,9 +118,9 @@ def lm_eval_scores(
             harnessed = HFLM(
                 pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch, device=str(next(model.module.parameters()).device),
                 backend=model.kind, max_length=model.longest,
-            )  # type: ignore[arg-type]  # fmt: skip
+            )  # fmt: skip
             try:
-                found: Any = lm_eval.simple_evaluate(
+                found: Any = harness.simple_evaluate(
                     model=harnessed, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=True, bootstrap_iters=1000,
                     random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed,
                 )  # fmt: skip
@@ -137,7 +138,7 @@ def lm_eval_scores(
         for (task, metric), by_sample in outcomes[first].items()
         if (task, metric) in outcomes[other]
     )
-    return HarnessResult(tuple(measured), paired, lm_eval.__version__)
+    return HarnessResult(tuple(measured), paired, harness.__version__)
 
 
 def _aggregates(found: Mapping[str, Any], model: str) -> Iterator[Measured]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -99,10 +100,15 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
         _require_gguf(folder / str(gguf_file))
     import transformers
 
-    with opening(folder, "a language model"):
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, **options)
-    kind = kind or ("seq2seq" if config.is_encoder_decoder else "causal")
-    auto = {"causal": transformers.AutoModelForCausalLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}[kind]
+    if kind is None and gguf_file:
+        kind = (
+            "causal"  # llama.cpp's other models are rare, and reading the config takes as long as reading the weights
+        )
+    if kind is None:
+        with opening(folder, "a language model"):
+            config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        kind = "seq2seq" if config.is_encoder_decoder else "causal"
+    auto: Any = {"causal": transformers.AutoModelForCausalLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}[kind]
     import torch
 
     with opening(folder, f"a {kind} language model"), torch.random.fork_rng(devices=[]):
@@ -171,6 +177,25 @@ def holding(model: LanguageModel, weights: Checkpoint | None) -> Iterator[Any]:
             slots[n].data = t
 
 
+def loaded_with(model: LanguageModel, weights: Checkpoint | None) -> LanguageModel:
+    """A model of the same form with these weights for good, in a module of its own; the model itself if there are none.
+
+    Raises:
+        KeyMismatch: the weights do not fit the module.
+    """
+    if weights is None:
+        return model
+    module = copy.deepcopy(model.module)
+    twin = replace(model, module=module, name=weights.label, weights=weights)
+    new = under_first_names(
+        tensors(_under_names(weights, module), like=module, device=device_of(module)), aliases(module)
+    )
+    slots = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    for n, t in new.items():
+        slots[n].data = t.to(slots[n].dtype)
+    return twin
+
+
 def next_tokens(model: LanguageModel) -> torch.nn.Module:
     r"""The model as a function of one tensor, for `fit`, protocols and whatever else takes a module.
 
@@ -212,6 +237,24 @@ def next_tokens(model: LanguageModel) -> torch.nn.Module:
             return out.logits.transpose(1, 2)
 
     return NextTokens().eval()
+
+
+def chat_prompt(model: LanguageModel, text: str) -> str:
+    """The text as a person's turn in the form that the model's chat template gives it, ready for an answer.
+
+    Raises:
+        UsageError: the tokenizer has no template.
+    """
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "chat_template", None):
+        raise UsageError(f"{model.name} has no chat template. Use the text as it is.")
+    said = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
+    start = tokenizer.bos_token
+    if start and said.startswith(start) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
+        return said[len(start) :]  # which the tokenizer adds by itself
+    return said
 
 
 def generate(
@@ -395,6 +438,7 @@ class Perplexity:
         units: what the bootstrap drew, ``"documents"`` or, of less than ten texts, ``"windows"``.
         window, stride: how the texts were read.
         loss: :math:`L / \text{tokens}`.
+        drawn: loss and tokens of each unit, for `ratio`.
     """
 
     token: float
@@ -409,6 +453,19 @@ class Perplexity:
     window: int
     stride: int
     loss: float
+    drawn: tuple[tuple[float, int], ...] = field(default=(), repr=False, compare=False)
+
+    def ratio(self, other: Perplexity) -> tuple[float, float, float]:
+        """`token` of this over that of `other`, measured on the same texts with the same tokens, and its 95 % interval by a
+        bootstrap that draws the same units for both.
+
+        Raises:
+            UsageError: other texts, another tokenizer or other windows.
+        """
+        if [n for _, n in self.drawn] != [n for _, n in other.drawn] or not self.drawn:
+            raise UsageError("perplexities are compared on the same texts, with one tokenizer and the same windows.")
+        gaps = np.array([(a - b, n) for (a, n), (b, _) in zip(self.drawn, other.drawn, strict=True)])
+        return (_exp(self.loss - other.loss), *_bootstrapped(gaps))
 
 
 def perplexity(
@@ -472,6 +529,7 @@ def perplexity(
     return Perplexity(
         token=_exp(total / tokens), word=_exp(total / max(1, words)), bits_per_byte=total / math.log(2) / size, tokens=tokens, words=words,
         bytes=size, low=low, high=high, units="documents" if by_document else "windows", window=window, stride=stride, loss=total / tokens,
+        drawn=tuple((float(a), int(n)) for a, n in drawn),
     )  # fmt: skip
 
 
