@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import io
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -111,7 +112,8 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     auto: Any = {"causal": transformers.AutoModelForCausalLM, "seq2seq": transformers.AutoModelForSeq2SeqLM}[kind]
     import torch
 
-    with opening(folder, f"a {kind} language model"), torch.random.fork_rng(devices=[]):
+    bars = contextlib.redirect_stderr(io.StringIO()) if gguf_file else contextlib.nullcontext()  # gguf has its own
+    with opening(folder, f"a {kind} language model"), torch.random.fork_rng(devices=[]), bars:
         module, report = auto.from_pretrained(
             str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
         )
