@@ -24,7 +24,8 @@ from taskvec.results.generation import clustered_share, mean_score  # noqa: E402
 from taskvec.search import grid  # noqa: E402
 from taskvec.tasks.agreement import auc, empty, measured, repeating  # noqa: E402
 from taskvec.tasks.passages import Passages, read_passages  # noqa: E402
-from taskvec.tasks.scorers import Scorer, distinctive_words, scorer, toxic_label, train_scorer, word_scorer  # noqa: E402
+from taskvec.tasks.scorers import Scorer, scorer, toxic_label, train_scorer, word_scorer  # noqa: E402
+from taskvec.tasks.words import distinctive_words  # noqa: E402
 
 torch.set_num_threads(1)
 BAD, GOOD = ("blarg", "zonk"), ("the", "cat", "sat", "mat", "dog", "ran")

@@ -14,7 +14,8 @@ from ..search import grid
 from ..tasks.agreement import measured
 from ..tasks.language import language_task
 from ..tasks.passages import Passages, fetched_passages, read_passages
-from ..tasks.scorers import SCORERS, distinctive_words, scorer
+from ..tasks.scorers import SCORERS, scorer
+from ..tasks.words import distinctive_words
 from ..training import TrainSpec, fit
 from ..training.regime import REGIMES
 from ..weights import TaskVector
