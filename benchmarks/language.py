@@ -1,22 +1,23 @@
 """Generation, perplexity and holding an edit, against a plain loop over transformers in the same run.
 
-    python benchmarks/language.py [--model small|smollm2] [--rounds 3] [--prompts 32] [--tokens 32]
+    python benchmarks/language.py [--model small|smollm2] [--rounds 3; 0 for memory alone] [--prompts 32] [--tokens 32]
 
 One process, one torch thread; the kinds take turns, and ratios are of CPU time (medians over the rounds). Models have random
 weights: `smollm2` has the shape of SmolLM2-135M (134.5 M weights, 49,152 tokens), `small` a tenth of its layers and width.
 Generation samples with temperature 1 and top-p 0.9; the plain loops call `model.generate`, one prompt at a time or in batches
 of 16 in the order given. Perplexity is that of windows of 256 tokens moved by 128; the plain loop is the one that transformers
-documents. Memory is resident memory: what one more set of weights takes while it is held in place of the model's own, against
-opening the edited folder as a second model. Writes benchmarks/results/language-MODEL.json.
+documents. Memory is peak resident memory of processes of their own: what an edit adds that is held in place of the model's
+weights, and what opening the edited folder as a second model adds. Writes benchmarks/results/language-MODEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,8 +31,29 @@ SHAPES = {
 }  # fmt: skip
 
 
-def resident() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+def child(kind: str, place: Path) -> None:
+    """Generate with the base, and again with the edit: held in the base's place, or opened as a second model."""
+    import torch
+
+    from taskvec.models.language import generate, language_model
+    from taskvec.weights import Checkpoint
+
+    torch.set_num_threads(1)
+    model = language_model(place / "base")
+    generate(model, ["some words"], tokens=2)
+    if kind == "edit":
+        generate(model, ["some words"], tokens=2, weights=Checkpoint.read(place / "edited"))
+    if kind == "two":
+        generate(language_model(place / "edited"), ["some words"], tokens=2)
+    # Not getrusage, which counts what the parent held when it started this one.
+    held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    print(int(held.split()[1]) * 1024 / 1e6)
+
+
+def peak(kind: str, place: Path) -> float:
+    """Peak resident memory of a process of its own, in MB."""
+    command = [sys.executable, __file__, "--child", kind, str(place)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def made(name: str, folder: Path) -> None:
@@ -93,8 +115,8 @@ def main() -> None:
     import torch
     import transformers
 
-    from taskvec.models.language import generate, holding, language_model, perplexity
-    from taskvec.weights import Checkpoint, TaskVector
+    from taskvec.models.language import generate, language_model, perplexity
+    from taskvec.weights import TaskVector
 
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
@@ -111,14 +133,7 @@ def main() -> None:
         edited = base + 0.5 * TaskVector.of(delta, base, label="v")
         edited.save(Path(place) / "edited")
         del delta
-        saved = Checkpoint.read(Path(place) / "edited")
-        before = resident()
-        with holding(model, saved):
-            held = resident() - before
-        before = resident()
-        second = language_model(Path(place) / "edited")
-        opened = resident() - before
-        del second
+        alone, with_edit, two = (peak(kind, Path(place)) for kind in ("alone", "edit", "two"))
         kinds: dict[str, Callable[[], Any]] = {
             "generate: taskvec": lambda: generate(model, prompts, tokens=given.tokens),
             "generate: plain, 1 at a time": lambda: plain_generate(model, prompts, given.tokens, 1),
@@ -126,7 +141,7 @@ def main() -> None:
             "perplexity: taskvec": lambda: perplexity(model, [text], window=256, stride=128).loss,
             "perplexity: plain": lambda: plain_perplexity(model, text),
         }
-        agree = abs(kinds["perplexity: taskvec"]() - kinds["perplexity: plain"]())
+        agree = abs(kinds["perplexity: taskvec"]() - kinds["perplexity: plain"]()) if given.rounds else None
         for _ in range(given.rounds):
             for name, run in kinds.items():
                 start = time.process_time()
@@ -134,14 +149,21 @@ def main() -> None:
                 found.setdefault(name, []).append(time.process_time() - start)
     median = {n: statistics.median(t) for n, t in found.items()}
     tokens = given.prompts * given.tokens
+    timed = {
+        name: median[a] / median[b]
+        for name, a, b in (
+            ("generate, to plain 1 at a time", "generate: taskvec", "generate: plain, 1 at a time"),
+            ("generate, to plain 16 at a time", "generate: taskvec", "generate: plain, 16 at a time"),
+            ("perplexity, to plain", "perplexity: taskvec", "perplexity: plain"),
+        )
+        if given.rounds
+    }
     result = {
         "settings": vars(given) | {"weights": f"{size / 4:.1f} M", "torch": torch.__version__, "transformers": transformers.__version__},
         "ratios": {
-            "generate, to plain 1 at a time": median["generate: taskvec"] / median["generate: plain, 1 at a time"],
-            "generate, to plain 16 at a time": median["generate: taskvec"] / median["generate: plain, 16 at a time"],
-            "perplexity, to plain": median["perplexity: taskvec"] / median["perplexity: plain"],
-            "memory of an edit held, to the model": held / size,
-            "memory of a second model, to the model": opened / size,
+            **timed,
+            "memory of an edit held, to the model": (with_edit - alone) / size,
+            "memory of a second model, to the model": (two - alone) / size,
         },
         "tokens per CPU second": {n: tokens / median[n] for n in median if n.startswith("generate")},
         "difference of loss to the plain loop": agree,
@@ -153,4 +175,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()
