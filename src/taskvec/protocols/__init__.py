@@ -9,7 +9,9 @@ from .geometry import geometry
 from .groups import groups_of, intersections
 from .locality import locality, tangent_kernel
 from .negation import negation
+from .skills import skills
 from .steering import steering
+from .toxicity import toxicity
 
 __all__ = [
     "addition",
@@ -25,6 +27,8 @@ __all__ = [
     "intersections",
     "locality",
     "negation",
+    "skills",
     "steering",
     "tangent_kernel",
+    "toxicity",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..methods import random_like
 from ..models.forward import Forward
 from ..results import AnalogyResult, Provenance, Score
@@ -29,6 +30,7 @@ def analogy(
     sources: Mapping[str, TaskVector] | None = None,
     target_tuned: TaskVector | None = None,
     coefficients: Sequence[float] = grid(0, 1, 21),
+    ratios: Sequence[float] = (1.0,),
     forward: Forward | str | None = None,
     seed: int = 0,
     title: str = "Analogy",
@@ -49,17 +51,31 @@ def analogy(
         sources: what one would do without arithmetic: vectors trained on cells A, B, C, by name; else `b` and `c`.
         target_tuned: the vector trained on D itself.
         coefficients: the grid; 0 is always tried.
+        ratios: for two coefficients, :math:`\theta_0 + \alpha\,(\tau_C + \rho\,(\tau_B - \tau_A))` with :math:`\rho` of these chosen
+            together with :math:`\alpha`: the paper's analogy between domains, where A and B are language modelling on two domains
+            and C is a task on A's.
         forward: through which function everything is evaluated, else the one the vectors were trained through. `linearised`
             with vectors that were trained through `plain` is post-hoc linearisation.
         seed: chooses the random vector.
         title: heading in reports.
     Raises:
+        UsageError: no ratios.
         BaseMismatch: a vector was taken from another base.
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 5.
     """
     tasks, coefficients = checked_tasks([task]), checked_grid(coefficients)
     forward = chosen_forward(forward, [a, b, c])
-    built = c + (b - a)
+    if not ratios:
+        raise UsageError("analogy: no ratios to choose from; leave them out for one coefficient.")
+    ratio = ratios[0]
+    if len(ratios) > 1:
+
+        def peak(rho: float) -> tuple[float, float]:
+            found = validation_curves(model, base, c + rho * (b - a), tasks, coefficients, forward)
+            return max(s.value for s in found[task.name]), -abs(rho)
+
+        ratio = max(ratios, key=peak)
+    built = c + ratio * (b - a) if ratio != 1 else c + (b - a)
 
     def choose(scores: Mapping[str, tuple[Score, ...]]) -> int:
         return best([s.value for s in scores[task.name]], coefficients)
@@ -86,7 +102,11 @@ def analogy(
         fixed_row("base", model, base, built, tasks, coefficient=0.0, forward=forward),
         tuned("source", sources[chosen], f"trained on {chosen}; the best on validation of {len(sources)}"),
         tuned("random vector", random_like(built, seed=seed)),
-        tuned("analogy", built),
+        tuned(
+            "analogy",
+            built,
+            f"second coefficient {ratio:g} times the first, of {len(ratios)} tried" if len(ratios) > 1 else "",
+        ),
     ]
     if target_tuned is not None:
         rows.append(tuned("target-tuned", target_tuned, f"trained on {task.name} itself"))
@@ -95,6 +115,7 @@ def analogy(
         task=task.name,
         cells=dict(cells),
         rows=tuple(rows),
+        ratio=ratio if tuple(ratios) != (1.0,) else None,
         provenance=Provenance.now(
             seed=seed,
             inputs={"base": base.fingerprint()},
@@ -102,6 +123,7 @@ def analogy(
                 "forward": forward.name,
                 "grid": [coefficients[0], coefficients[-1], len(coefficients)],
                 "sources": list(sources),
+                **({} if tuple(ratios) == (1.0,) else {"ratios": list(ratios)}),
             },
         ),
     )

@@ -123,9 +123,11 @@ def before_after(
     *,
     label: Callable[[str], str],
     mean: bool = False,
+    axis: str = "test accuracy, %",
     key: str = "",
 ) -> str:
-    """Test accuracy of every model, grouped by task, with 95 % whiskers; in a single group the models name the lines."""
+    """Test accuracy (or what `axis` says) of every model, grouped by task, with 95 % whiskers; in a single group the models name
+    the lines."""
     groups: list[tuple[str, list[tuple[int, Score]]]] = [
         (label(t), [(i, r.scores[t]) for i, r in enumerate(rows) if t in r.scores]) for t in tasks
     ]
@@ -175,7 +177,7 @@ def before_after(
         axes.set_xlim(-2, 102)
         axes.set_yticks([t for t, _ in ticks], [n for _, n in ticks], parse_math=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("test accuracy, %")
+        axes.set_xlabel(axis)
         axes.grid(axis="x")
         if not single:
             literal(figure.legend(loc="outside lower left", ncols=3))
@@ -184,7 +186,12 @@ def before_after(
         f"{name}: " + ", ".join(f"{clean(rows[i].name)} {s}" for i, s in entries) for name, entries in groups
     )
     legend = 0 if single else 0.17 * math.ceil(len(rows) / 3)
-    return svg(draw, (4.9, 0.75 + legend + 0.155 * y * (1.5 if single else 1.0)), f"Test accuracy. {said}.", key)
+    return svg(
+        draw,
+        (4.9, 0.75 + legend + 0.155 * y * (1.5 if single else 1.0)),
+        f"{axis[0].upper()}{axis[1:].removesuffix(', %')}. {said}.",
+        key,
+    )
 
 
 def cosines(result: GeometryResult, *, key: str = "") -> str:

@@ -89,9 +89,12 @@ def overview(results: Sequence[Any]) -> list[tuple[str, Section, list[tuple[Wher
 
 def _one(placed: list[tuple[Where, Any]]) -> list[tuple[str, Section, list[tuple[Where, Any]]]]:
     """The sections of one study."""
+    from .toxicity import whole  # it tells with what this module has
+
     out = []
     for kind, tell in (("addition", _addition), ("negation", _negation), ("analogy", _analogy),
-                       ("disentanglement", _disentanglement), ("geometry", _geometry), ("locality", _locality), ("few-shot", _few_shot)):  # fmt: skip
+                       ("disentanglement", _disentanglement), ("geometry", _geometry), ("locality", _locality), ("few-shot", _few_shot),
+                       ("toxicity", whole)):  # fmt: skip
         mine = [(w, r) for w, r in placed if w["protocol"] == kind]
         if mine:
             out.append((kind, tell(mine), mine))

@@ -22,7 +22,9 @@ from ..results import (
     LocalityResult,
     NegationResult,
     Provenance,
+    SkillsResult,
     SteeringResult,
+    ToxicityResult,
 )
 from .overview import belongs, overview
 from .story import Section, section
@@ -88,7 +90,9 @@ def _checked(results: Sequence[Any], every: bool) -> list[Told]:
         | LocalityResult
         | FewShotResult
         | FairnessResult
-        | SteeringResult,
+        | SteeringResult
+        | ToxicityResult
+        | SkillsResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -144,7 +148,11 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         caption = "Cosine between every two task vectors: blue above zero, orange below, stronger is larger."
         return [(figures.cosines(result, key=f"{key}g"), caption)]
 
-    if isinstance(result, LocalityResult):
+    if isinstance(result, ToxicityResult):
+        from .toxicity_figures import drawn as drawn_toxicity
+
+        return drawn_toxicity(result, key)
+    if isinstance(result, LocalityResult | SkillsResult):
         return []
     if isinstance(result, DisentanglementResult):
         caption = (

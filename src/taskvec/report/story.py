@@ -19,7 +19,9 @@ from ..results import (
     NegationResult,
     Row,
     Score,
+    SkillsResult,
     SteeringResult,
+    ToxicityResult,
 )
 from .tables import Cell, Table, choices, notes, scores
 from .words import NONE, WITHIN, clean, compare, count, edited, find, interval, mean_of, percent
@@ -69,9 +71,16 @@ def section(result: Any) -> Section:
             from .steering import steering_section
 
             return steering_section(result)
+        case ToxicityResult():
+            from .toxicity import story
+
+            return story(result)
+        case SkillsResult():
+            from .skills import story as skills_story
+
+            return skills_story(result)
     raise UsageError(
-        f"cannot report on a {type(result).__name__}: expected an AdditionResult, NegationResult, AnalogyResult, "
-        "GeometryResult, DisentanglementResult, LocalityResult, FewShotResult, FairnessResult or SteeringResult. Read files with taskvec.results.read_result(s) first."
+        f"cannot report on a {type(result).__name__}: expected a result of a protocol. Read files with taskvec.results.read_result(s) first."
     )
 
 
@@ -207,7 +216,9 @@ def _analogy(result: AnalogyResult) -> Section:
     return Section(
         title=clean(result.title),
         question=f"Can {cell} be learnt from three other cells alone? ‘{a}’ is to ‘{b}’ as ‘{c}’ is to ‘{d}’.",
-        equation="θ = θ₀ + α (τ(C) + τ(B) − τ(A))",
+        equation=f"θ = θ₀ + α (τ(C) + {result.ratio:g} (τ(B) − τ(A)))"
+        if result.ratio is not None
+        else "θ = θ₀ + α (τ(C) + τ(B) − τ(A))",
         figure=figure,
         figure_label="accuracy on D: without arithmetic → by analogy",
         verdict=verdict,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from ..errors import InputError
-from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Start
+from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Skill, SkillsResult, Start
 from .fairness import (
     GAPS,
     MEASURES,
@@ -30,6 +30,7 @@ from .fairness import (
     Group,
     Measure,
 )
+from .generation import Agreement, Continuations, Fluency, Point, ScoredBy, ToxicityResult, ToxicityRow
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .steering import Bound, BoundPoint, Injection, SteeringResult, SteeringRow, Worst
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
@@ -40,11 +41,13 @@ __all__ = [
     "SCHEMA_VERSION",
     "Z95",
     "AdditionResult",
+    "Agreement",
     "AnalogyResult",
     "Audit",
     "Bound",
     "BoundPoint",
     "Comparison",
+    "Continuations",
     "Curve",
     "DisentanglementResult",
     "Estimate",
@@ -52,6 +55,7 @@ __all__ = [
     "FairnessResult",
     "FairnessRow",
     "FewShotResult",
+    "Fluency",
     "Gap",
     "GapName",
     "GeometryResult",
@@ -61,15 +65,21 @@ __all__ = [
     "Measure",
     "NegationResult",
     "Pair",
+    "Point",
     "Provenance",
     "Result",
     "Row",
     "Score",
+    "ScoredBy",
     "Share",
+    "Skill",
+    "SkillsResult",
     "Start",
     "SteeringResult",
     "SteeringRow",
     "Step",
+    "ToxicityResult",
+    "ToxicityRow",
     "Worst",
     "read_result",
     "read_results",
@@ -84,7 +94,9 @@ Result = Annotated[
     | LocalityResult
     | FewShotResult
     | FairnessResult
-    | SteeringResult,
+    | SteeringResult
+    | ToxicityResult
+    | SkillsResult,
     Field(discriminator="kind"),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)

@@ -48,16 +48,51 @@ class AnalogyResult(BaseResult):
     """A fourth cell built from three: tau_D = tau_C + (tau_B - tau_A) (arXiv:2212.04089 section 5).
 
     `cells` maps "A", "B", "C", "D" to what they are; the score of every row is on cell D's test split. A is to B as C
-    is to D. Row "source" is the best that is possible without data of D and without arithmetic.
+    is to D. Row "source" is the best that is possible without data of D and without arithmetic. `ratio`: where two coefficients
+    were chosen, the second, of tau_B - tau_A, as a multiple of the first.
     """
 
     kind: Literal["analogy"] = "analogy"
     task: str
     cells: Mapping[str, str]
     rows: tuple[Row, ...]
+    ratio: float | None = None
 
     def row(self, name: str) -> Row:
         return row_named(self, name)
+
+
+class Skill(Frozen):
+    """One task's own model with the vector of one other task added: theta_0 + tau_t + alpha tau_j.
+
+    `curve` has the validation accuracy along the coefficient for every other vector, and for a random one; `other` and its
+    `chosen` coefficient are the best of all. Scores are readings of the test split.
+    """
+
+    task: str
+    other: str
+    curve: Curve
+    random_coefficient: float
+    base: Score
+    finetuned: Score
+    with_random: Score
+    with_other: Score
+
+
+class SkillsResult(BaseResult):
+    """Single-task models, each improved by the vector of another task (arXiv:2212.04089, section 4)."""
+
+    kind: Literal["skills"] = "skills"
+    skills: tuple[Skill, ...]
+
+    @model_validator(mode="after")
+    def _fits(self) -> SkillsResult:
+        if not self.skills:
+            raise ValueError("needs at least one task")
+        return self
+
+    def skill(self, task: str) -> Skill:
+        return next(s for s in self.skills if s.task == task)
 
 
 class Start(Frozen):

@@ -22,6 +22,7 @@ from .spec import (
     NegationSpec,
     RegimeSpec,
     Study,
+    ToxicitySpec,
 )
 
 Facts = dict[str, Any]
@@ -96,6 +97,9 @@ def _where(said: BaseSpec | GivenSpec) -> Facts:
         raise UsageError(
             f"there is no checkpoint {plain(said.read)}. Name a folder, or an id of the Hugging Face hub with `download: true`."
         )
+    if Path(said.read).suffix == ".gguf":
+        facts["revision"] = hashlib.sha256(Path(said.read).read_bytes()).hexdigest()
+        return facts
     facts["revision"] = Checkpoint.read(said.read).fingerprint()
     if Path(said.read).is_dir():  # how the model is built and images or texts become its inputs
         beside = sorted(p for p in Path(said.read).iterdir() if p.suffix in (".json", ".txt") and p.is_file())
@@ -166,6 +170,9 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
     where: Facts = {"base": base, "regime": regime or "base alone", "protocol": protocol, "seed": seed}
     if study.tryout:
         where["tryout"] = True
+    if isinstance(said, ToxicitySpec):
+        yield _toxicity(study, base, said, where, seed)
+        return
     if protocol == "locality":
         names = said.tasks or tuple(study.tasks)
         needs = {"base": base_cell(study, base, seed)}
@@ -208,6 +215,47 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
         yield _result(
             study, protocol, said, where | ({"distance": distance} if distance else {}), names, forward, needs
         )
+
+
+def text_facts(study: Study, name: str) -> Facts:
+    """What decides a text's passages."""
+    said = study.texts[name].model_dump()
+    return said | {"data": said["data"] or name, "name": name}
+
+
+def language_cell(study: Study, name: str) -> Cell:
+    """A language model that is read: the same for all seeds."""
+    return Cell("language", f"base {name}", _where(study.bases[name]))
+
+
+def tune_cell(study: Study, base: str, text: str, regime: str, seed: int, *, window: int, ascent: bool = False) -> Cell:
+    """The vector of a language model trained on a text, or, with `ascent`, away from it."""
+    changed = study.regimes.get(regime) or RegimeSpec()
+    facts = study.fit.model_dump(exclude={"autocast", "lr"}) | {
+        "steps": changed.steps or study.fit.steps, "lr": (changed.lr or study.fit.lr)[0], "text": text_facts(study, text),
+        "regime": regime, "seed": seed, "ascent": ascent, "window": window,
+    }  # fmt: skip
+    if study.fit.autocast:
+        facts["autocast"] = study.fit.autocast
+    how = f"{regime}{' ascent' if ascent else ''}"
+    return Cell("tune", f"train {base} on {text}, {how}, seed {seed}", facts, {"base": language_cell(study, base)})
+
+
+def _toxicity(study: Study, base: str, said: ToxicitySpec, where: Facts, seed: int) -> Cell:
+    regime = where["regime"]
+
+    def tuned(text: str, ascent: bool = False) -> Cell:
+        return tune_cell(study, base, text, regime, seed, window=said.window, ascent=ascent)
+
+    needs = {"base": language_cell(study, base), "toxic": tuned(said.toxic)}
+    needs |= {"ascent": tuned(said.toxic, ascent=True)} if said.ascent else {}
+    needs |= {"clean": tuned(said.clean)} if said.clean else {}
+    facts = {
+        "options": said.model_dump(exclude={"ascent", "window", *said.texts}), "where": where,
+        "texts": {role: text_facts(study, name) for role, name in said.texts.items()},
+    }  # fmt: skip
+    label = f"toxicity of {base}, {regime}, seed {seed}" + (", try-out" if "tryout" in where else "")
+    return Cell("toxicity", label, facts, needs)
 
 
 def _result(

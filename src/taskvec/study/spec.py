@@ -247,6 +247,100 @@ class LocalitySpec(_Strict):
     samples: Count = 24
 
 
+class TextSpec(_Strict):
+    """Texts: files below the root whose path matches `data` (the text's name unless told), or, with `download`, those of the hub's
+    data set `data` that match `files`.
+
+    `text`, `mark` and `group` are columns; `keep` takes only these marks, `between` only numbers in this range; `join` puts
+    neighbouring lines together into passages of so many words; `words` cuts each to its first so many; `limit` draws so many of them.
+    """
+
+    data: str = ""
+    files: str = "*.parquet"
+    download: bool = False
+    revision: str | None = None
+    text: str = "text"
+    mark: str | None = None
+    group: str | None = None
+    quoting: bool = True
+    keep: Names = ()
+    between: tuple[float, float] | None = None
+    join: Count | None = None
+    words: Count | None = None
+    limit: Annotated[int, Field(ge=2)] | None = None
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _marks(cls, value: Any) -> Any:
+        """Marks are compared as the file writes them: 1 and 1.0 are different ones."""
+        return tuple(str(v) for v in value) if isinstance(value, list | tuple) else value
+
+    @model_validator(mode="after")
+    def _marked(self) -> TextSpec:
+        if (self.keep or self.between) and self.mark is None:
+            raise ValueError("keep and between go with mark: the column that holds the marks")
+        if self.revision is not None and not self.download:
+            raise ValueError("revision goes with download")
+        if self.download and not self.data:
+            raise ValueError("download goes with data: the id of a data set")
+        return self
+
+
+class ToxicitySpec(_Strict):
+    """A vector of `toxic` text is subtracted from a language model, which then continues `prompts` (or, `unprompted`, begins so many
+    texts by itself: for choosing, and for the result). `control` is the ordinary text whose perplexity is to stay. Prompts and control
+    are cut into halves: one to choose the coefficient on, one to report.
+
+    `labelled` texts measure the scorer: toxic are those with the marks `labels`, or with numbers of at least `toxic_from`. `clean` text trains a baseline; so many of the
+    words that tell toxic text from it are `banned` in another.
+    """
+
+    toxic: str
+    prompts: str | None = None
+    unprompted: tuple[Count, Count] | None = None
+    control: str
+    clean: str | None = None
+    labelled: str | None = None
+    labels: Names = ()
+    toxic_from: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    scorer: str
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    coefficients: GridSpec = GridSpec(points=11)
+    perplexity_ratio: Annotated[float, Field(ge=1, lt=math.inf)] = 1.05
+    samples: Count = 1
+    validation_samples: Count = 1
+    tokens: Count = 32
+    temperature: Annotated[float, Field(ge=0, lt=math.inf)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    window: Annotated[int, Field(ge=2)] = 128  # tokens of a sample in training
+    banned: Annotated[int, Field(ge=0)] = 0
+    ascent: bool = True
+    keep_texts: bool = False  # the continuations, in a file beside the result's cell
+
+    @model_validator(mode="after")
+    def _asked(self) -> ToxicitySpec:
+        if (self.prompts is None) == (self.unprompted is None):
+            raise ValueError("name prompts, or give unprompted: [for choosing, for the result]")
+        if self.banned and self.clean is None:
+            raise ValueError("banned goes with clean: the text that toxic words are told from")
+        if bool(self.labels) + (self.toxic_from is not None) != bool(self.labelled):
+            raise ValueError(
+                "labelled goes with one of labels (marks that mean toxic) and toxic_from (the least number that does)"
+            )
+        return self
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _marks(cls, value: Any) -> Any:
+        return tuple(str(v) for v in value) if isinstance(value, list | tuple) else value
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """The texts that it needs, by role."""
+        roles = ("toxic", "clean", "prompts", "control", "labelled")
+        return {r: name for r in roles if (name := getattr(self, r)) is not None}
+
+
 class ProtocolSpecs(_Strict):
     addition: AdditionSpec | None = None
     negation: NegationSpec | None = None
@@ -254,6 +348,7 @@ class ProtocolSpecs(_Strict):
     disentanglement: DisentanglementSpec | None = None
     geometry: GeometrySpec | None = None
     locality: LocalitySpec | None = None
+    toxicity: ToxicitySpec | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -271,7 +366,8 @@ class Study(_Strict):
     root: str | None = None
     seeds: tuple[Seed, ...] = (0,)
     image: ImageSpec = ImageSpec()
-    tasks: Mapping[str, TaskSpec]
+    tasks: Mapping[str, TaskSpec] = {}
+    texts: Mapping[str, TextSpec] = {}
     bases: Mapping[str, BaseSpec]
     heads: Literal["probed", "zero-shot", "joint"] = "probed"
     pretraining_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -280,7 +376,7 @@ class Study(_Strict):
     protocols: ProtocolSpecs
     tryout: bool = False  # set by `tried`: results say that they are no measurement
 
-    @field_validator("tasks", "bases", "regimes", mode="before")
+    @field_validator("tasks", "texts", "bases", "regimes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         """A list of names stands for a table without settings."""
@@ -298,7 +394,7 @@ class Study(_Strict):
 
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: needs at least one seed, each once")
-        if not self.tasks or not self.bases:
+        if not (self.tasks or self.protocols.toxicity) or not self.bases:
             raise ValueError("a study needs tasks and bases")
         for name in self.regimes:
             if name not in REGIMES and name != POST_HOC:
@@ -342,7 +438,38 @@ class Study(_Strict):
                     f"bases.{name}.finetuned: such checkpoints come without heads; set heads to probed or zero-shot"
                 )
         self._heads_fit()
+        if self.protocols.toxicity:
+            self._language_fits(self.protocols.toxicity)
         return self
+
+    def _language_fits(self, said: ToxicitySpec) -> None:
+        """Refuse what only image encoders can be asked, and what language models cannot."""
+        from ..training.regime import REGIMES
+
+        others = [name for name, asked in self.protocols if asked is not None and name != "toxicity"]
+        if others:
+            raise ValueError(
+                f"protocols.{others[0]}: toxicity is asked of language models, this of image encoders; make two studies"
+            )
+        for role, name in said.texts.items():
+            if name not in self.texts:
+                raise ValueError(
+                    f"protocols.toxicity.{role}: no text {name!r}; there are {', '.join(self.texts)}.{nearest(name, self.texts)}"
+                )
+        for name, base in self.bases.items():
+            if base.read is None or base.finetuned:
+                raise ValueError(
+                    f"bases.{name}: toxicity needs a language model that is read, and trains its own vectors"
+                )
+        for name in self.regimes:
+            if name == POST_HOC or REGIMES[name].forward.split is not None:
+                raise ValueError(
+                    f"regimes.{name}: language models write through the ordinary model; take another regime"
+                )
+        if len(self.fit.lr) > 1 or any(len(r.lr or ()) > 1 for r in self.regimes.values()):
+            raise ValueError(
+                "fit.lr: toxicity takes one learning rate, there is no accuracy to choose among several by"
+            )
 
     def _overlap(self, a: str, b: str) -> bool:
         """Whether two tasks have samples in common, as far as their classes tell."""
@@ -473,6 +600,14 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
                 said["subsets"] = "pairs"
             if "samples" in said:
                 said["samples"] = max(1, min(said["samples"], limit // 2))
+            if "perplexity_ratio" in said:
+                said |= {"tokens": min(8, said["tokens"]), "window": min(8, said["window"])}
+                said["unprompted"] = said["unprompted"] and tuple(min(limit, n) for n in said["unprompted"])
+        for name, said in table["texts"].items():
+            asked = study.protocols.toxicity
+            # Enough for a window of each part in training, for telling words apart, and for both kinds of labels.
+            few = 300 if asked and name in (asked.toxic, asked.clean, asked.labelled) else limit
+            said["limit"] = min(max(few, limit), said["limit"] or few)
     return Study.model_validate(table)
 
 
@@ -498,7 +633,7 @@ def _told(error: ValidationError) -> str:
 def _fields(place: tuple[int | str, ...]) -> list[str]:
     """The fields that exist at a place of the file."""
     model: Any = Study
-    tables: dict[Any, Any] = {"tasks": TaskSpec, "bases": BaseSpec, "regimes": RegimeSpec}
+    tables: dict[Any, Any] = {"tasks": TaskSpec, "texts": TextSpec, "bases": BaseSpec, "regimes": RegimeSpec}
     for i, part in enumerate(place):
         if model is Study and part in tables:
             if len(place) > i + 2 and place[i + 2] == "finetuned":

@@ -12,6 +12,7 @@ from ..errors import InputError, NonFinite, UsageError
 from ..models.encoders import Encoder, displacement, encoder
 from ..models.forward import plain
 from ..models.hub import fetched
+from ..models.language import LanguageModel
 from ..models.preprocess import Preprocess
 from ..models.small import save_small_vit
 from ..protocols.analogy import best_source
@@ -26,6 +27,7 @@ from ..training.regime import REGIMES
 from ..weights import Checkpoint, TaskVector
 from .cells import STATE, Cell, Store
 from .data import SEED, fingerprint, part, whole
+from .language import language_base, passages, toxicity, tuned
 
 VECTOR, HEAD, RESULT, BASE = "vector.safetensors", "head.safetensors", "result.json", "base"
 EVERY = 200  # updates between two states of a training run
@@ -51,12 +53,14 @@ class Bench:
     memory: int = HELD
     progress: Callable[[int, int, float], None] | None = None
     _bases: dict[str, Encoder] = field(default_factory=dict)
+    _languages: dict[str, LanguageModel] = field(default_factory=dict)
     _sets: dict[tuple[str, Preprocess], Task] = field(default_factory=dict)
 
     def compute(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         """The outcome of a cell whose needs are done."""
         kinds: dict[str, Callable[[Cell, Path], Mapping[str, Any]]] = {
             "base": self._base, "head": self._head, "fit": self._fit, "rate": self._rate, "given": self._given,
+            "language": self._language, "tune": self._tune, "toxicity": self._toxicity,
         }  # fmt: skip
         return kinds.get(cell.kind, self._protocol)(cell, place)
 
@@ -71,6 +75,14 @@ class Bench:
             self._bases.clear()  # one at a time: bases may be large
             self._bases[cell.key] = found
         return self._bases[cell.key]
+
+    def language(self, cell: Cell) -> LanguageModel:
+        """The language model of a finished cell."""
+        if cell.key not in self._languages:
+            found = language_base(_folder(cell), self.device)
+            self._languages.clear()
+            self._languages[cell.key] = found
+        return self._languages[cell.key]
 
     def task(self, facts: Mapping[str, Any], prepare: Preprocess, *earlier: Cell) -> Task:
         """The task that `facts` describe; its data must be what `earlier` cells were made from, those of them that used it."""
@@ -239,6 +251,11 @@ class Bench:
         settings |= (
             {"data": {name: list(notes) for name, notes in noted.items() if notes}} if any(noted.values()) else {}
         )
+        return self._published(cell, place, result, settings)
+
+    def _published(self, cell: Cell, place: Path, result: Any, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Write the result under a title that says where in the study it stands."""
+        where = cell.facts["where"]
         title = f"{cell.kind.capitalize()}{' of ' + where['target'] if 'target' in where else ''}: {where['base']}, {where['regime']}"
         tryout = ", try-out" if where.get("tryout") else ""
         result = result.model_copy(
@@ -249,6 +266,44 @@ class Bench:
         )
         result.write(place / RESULT)
         return {"file": RESULT}
+
+    # Language models.
+
+    def _language(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        return {"fingerprint": self.language(cell).base.fingerprint()}
+
+    def _tune(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        model = self.language(cell.needs["base"])
+        texts = passages(cell.facts["text"], self.root)
+        made = tuned(
+            model, texts, cell.facts, state=place / STATE, every=EVERY, progress=self._steps(cell.facts["steps"])
+        )
+        made.vector.save(place / VECTOR, overwrite=True)
+        (place / STATE).unlink(missing_ok=True)
+        return {"loss": [made.losses[0], made.losses[-1]], "texts": len(texts), "data": texts.sha256()}
+
+    def _toxicity(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        needs = cell.needs
+        for role in ("toxic", "clean"):
+            if role in needs:
+                self._unchanged(needs[role])
+        model = self.language(needs["base"])
+        vectors = {role: self.vector(needs[role], role) for role in ("toxic", "ascent", "clean") if role in needs}
+        result = toxicity(
+            model, vectors, cell.facts, root=self.root, download=self.download, device=self.device, place=place
+        )
+        trained = {n: needs["toxic"].facts[n] for n in ("steps", "lr", "batch", "window")}
+        settings = {**result.provenance.settings, "study": cell.facts["where"], "training": trained}
+        return self._published(cell, place, result, settings)
+
+    def _unchanged(self, cell: Cell) -> None:
+        """Refuse to go on where a vector was trained on texts that are no longer what they were."""
+        found = passages(cell.facts["text"], self.root).sha256()
+        if found != self.store.outcome(cell)["data"]:
+            raise InputError(
+                f"the texts {cell.facts['text']['name']} are not what the {cell.label} was made from: the files have changed. Put them "
+                "back, or keep the results of the new ones in another folder."
+            )
 
     def _steps(self, total: int) -> Callable[[int, float], None] | None:
         told = self.progress

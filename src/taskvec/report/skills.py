@@ -1,0 +1,67 @@
+"""The story of a skills result: single-task models with another task's vector."""
+
+from __future__ import annotations
+
+from ..results import Score, SkillsResult
+from .story import Section
+from .tables import Cell, Table
+from .words import WITHIN, clean, compare, count, interval, percent
+
+
+def story(result: SkillsResult) -> Section:
+    """The section of one result."""
+    found = result.skills
+    own, gained, noise = (
+        Score.mean([getattr(s, n) for s in found]) for n in ("finetuned", "with_other", "with_random")
+    )
+    sorted_by: dict[str, list[str]] = {"higher": [], "lower": [], WITHIN: []}
+    for s in found:
+        sorted_by[compare(s.with_other, s.finetuned)].append(clean(s.task))
+    parts = [f"{word} for {', '.join(sorted_by[word])}" for word in ("higher", "lower") if sorted_by[word]]
+    parts += [f"{WITHIN} for {', '.join(sorted_by[WITHIN])}"] if sorted_by[WITHIN] else []
+    unmoved = [clean(s.task) for s in found if s.curve.coefficient == 0]
+    said = [
+        f"With the vector of one other task added, the {count(len(found), 'single-task model')} go from a mean test accuracy of {percent(own.value)} "
+        f"{interval(own)} to {percent(gained.value)} {interval(gained)}; with a random vector in its place to {percent(noise.value)} {interval(noise)}.",
+        f"Task by task: {'; '.join(parts)}.",
+    ]
+    if unmoved:
+        said.append(f"For {', '.join(unmoved)} no other vector helped on validation data, so the model stays as it is.")
+    rows = tuple(
+        (
+            Cell(clean(s.task)), Cell(clean(s.other)), Cell(f"{s.curve.coefficient:g}"), _cell(s.base), _cell(s.finetuned),
+            Cell(percent(s.with_random.value), (interval(s.with_random), f"at {s.random_coefficient:g}")), _cell(s.with_other),
+            Cell(f"{100 * (s.with_other.value - s.finetuned.value):+.1f}"),
+        )
+        for s in found
+    )  # fmt: skip
+    heads = (
+        "task",
+        "vector added",
+        "coefficient",
+        "base",
+        "fine-tuned",
+        "with a random vector",
+        "with the vector",
+        "difference",
+    )
+    curve = found[0].curve
+    tried = f"{min(curve.coefficients):g} to {max(curve.coefficients):g}, {count(len(curve.coefficients), 'point')}"
+    return Section(
+        title=clean(result.title),
+        question="Does a model fine-tuned on one task gain from the vector of another?",
+        equation="θ = θ₀ + τ(task) + α τ(other)",
+        figure=f"{percent(own.value)} → {percent(gained.value)}",
+        figure_label=f"mean test accuracy of {count(len(found), 'task')}",
+        verdict=compare(gained, own),
+        sentences=tuple(said),
+        tables=(Table("Test accuracy, one reading of the test split for each model", heads, rows),),
+        notes=(
+            f"The vector and its coefficient ({tried}) were chosen together on validation data, so the best of many is shown; the "
+            "random vector, with a coefficient chosen alike, had one candidate only.",
+        ),
+    )
+
+
+def _cell(score: Score) -> Cell:
+    return Cell(percent(score.value), (interval(score), f"n\u00a0{score.n}"))
