@@ -81,6 +81,9 @@ ROWS = {
         peer=("breadcrumbs", {**W, "density": 0.1, "gamma": 0.01}, {}),
     ),
     "sce": Row("base + sce(LIST, density=0.5)", peer=("sce", {}, {"select_topk": 0.5})),
+    "nearswap": Row("base + nearswap(ONE, t=0.001)", vectors=1),
+    "arcee_fusion": Row("base + arcee_fusion(ONE)", vectors=1),
+    "ram": Row("base + ram(LIST)"),
     "magmax": Row("base + 0.5 * magmax(LIST)"),
     "pcb": Row("base + 1.2 * pcb(LIST, density=0.1)"),
     "tall_mask": Row("base + tall_mask(LIST, task=0, threshold=0.4)"),
@@ -98,6 +101,7 @@ ROWS = {
     "iso_cts": Row("base + 1.5 * iso_cts(LIST, common=0.8)", 0.03, fusion='iso.iso_cts(tables, 0.8, accelerator="cpu")'),
     "knots": Row("base + knots(LIST, density=0.2)", 0.03),
     "wudi": Row("base + wudi(LIST, steps=300, rate=1e-5)", 0.03, fusion='wudi.wudi_merging(tables, accelerator="cpu")'),
+    "mats": Row("base + mats(LIST, grams=FILES)", 0.03, statistics="grams"),
     "regmean": Row("base + regmean(LIST, grams=FILES, shrink=0.9)", 0.03, statistics="grams"),
 }  # fmt: skip
 

@@ -193,6 +193,7 @@ def edit(
     from ..weights.dtypes import parse_dtype
     from ..weights.output import sources
     from ..weights.plan import planned_output
+    from ..weights.text import cut
 
     check_device(device)
     if dry_run:
@@ -235,7 +236,9 @@ def edit(
     if as_json:
         print_json("edit", {**facts.as_dict(), "output": str(out), "notes": list(notes)})
     else:
-        print(f"{plain(out)}: {facts.expression} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)")
+        print(
+            f"{plain(out)}: {cut(facts.expression)} ({facts.tensors} tensors, {facts.unchanged} of them copied unchanged)"
+        )
     return None
 
 

@@ -180,7 +180,7 @@ class OutputFacts:
 LONG = 1500  # characters; a merge with coefficients by layer says each layer
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
     return (
         text
         if len(text) <= LONG
@@ -216,9 +216,9 @@ class Explanation:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.gives}: {_cut(self.expression)}"]
+        lines = [f"{self.gives}: {cut(self.expression)}"]
         if self.expansion != self.expression:
-            lines.append(f"  as steps: {_cut(self.expansion)}")
+            lines.append(f"  as steps: {cut(self.expansion)}")
         text = f"  {self.tensors} tensors, {self.unchanged} of them copied unchanged"
         if 0 < self.unchanged < self.tensors:
             text += f" ({some(self.unchanged_names)})"
