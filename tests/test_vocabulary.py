@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskvec.errors import InputError, KeyMismatch, UnknownName, UsageError
+from taskvec.methods import METHODS
 from taskvec.weights import Checkpoint, aligned
 from taskvec.weights.vocabulary import LARGEST_ID, read_vocabulary
 
@@ -393,3 +394,15 @@ def test_chat_templates(tmp_path, run_cli, given):
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == ("{{ new }}" if given == "auto" else given)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"kept": 1}
     assert run_cli("verify", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "della", "iso_c"])
+def test_an_edit_that_needs_whole_tensors_is_aligned_row_by_row(tmp_path, method):
+    base, a, b = (model(tmp_path / n, "xyzu", rows=6, seed=i) for i, n in enumerate("0ab"))
+    c = model(tmp_path / "c", "uqx", seed=3)
+    edited = base + METHODS[method].fn([a - base, b - base])
+    want = edited.array(EMBED)
+    got = aligned(edited, c).array(EMBED)  # rows 3 and 0 of six
+    np.testing.assert_array_equal(got, [want[3], c.array(EMBED)[1], want[0]])
+    saved = aligned(edited, c).save(tmp_path / "out", threads=2)
+    np.testing.assert_array_equal(Checkpoint.read(saved).array(EMBED), got)
