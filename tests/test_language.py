@@ -146,6 +146,24 @@ class TestGenerate:
             assert llama.tokenizer.decode(out[0], skip_special_tokens=True) == prompt + said
         assert found[0].startswith(", there was a little girl named Lily.")
 
+    def test_the_folders_own_generation_settings_decide_nothing(self, gpt2, t5):
+        for model in (gpt2, t5):
+            plain, own = generate(model, PROMPTS, tokens=6), model.module.generation_config
+            said = own.to_dict() | {
+                "suppress_tokens": list(range(60, 120)), "min_new_tokens": 5, "repetition_penalty": 3.0, "top_k": 1, "do_sample": True,
+                "num_beams": 3, "remove_invalid_values": True,
+            }  # fmt: skip
+            told = transformers.GenerationConfig(**said)
+            model.module.generation_config = told
+            try:
+                assert generate(model, PROMPTS, tokens=6) == plain
+                if model is gpt2:
+                    with pytest.raises(NonFinite):
+                        generate(model, PROMPTS, tokens=6, weights=shifted(model, 1e30))
+                assert model.module.generation_config is told
+            finally:
+                model.module.generation_config = own
+
     def test_samples_have_the_nucleus_distribution(self, gpt2):
         """Frequencies of the first token over many indices against the probabilities of the model, cut and scaled."""
         ids = torch.tensor([gpt2.tokenizer("the cat")["input_ids"]])
@@ -268,6 +286,11 @@ class TestPerplexity:
         found = perplexity(llama, [text], window=256, stride=128)
         total, count = strided(llama, text, 256, 128)
         assert found.tokens == count and found.token == pytest.approx(math.exp(total / count), rel=1e-4)
+
+    def test_texts_with_nothing_to_score_do_not_count(self, gpt2):
+        texts = sentences(12)
+        with_short = [*texts[:6], "a", "", *texts[6:], " "]
+        assert perplexity(gpt2, with_short) == perplexity(gpt2, texts)
 
     def test_edits_and_their_ratio(self, gpt2):
         texts = sentences(20)

@@ -306,7 +306,7 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device, out = device_of(model.module), [""] * len(rows)
     pad = _padding(model)
-    with holding(model, weights) as module, torch.inference_mode():
+    with holding(model, weights) as module, _settings(module, tokens, pad) as settings, torch.inference_mode():
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             width = max(len(rows[i]) for i in chosen)
@@ -315,7 +315,7 @@ def generate(
             before = width if model.kind == "causal" else 1
             pick = _picking(model, [rows[i] for i in chosen], chosen, before, temperature, top_p, seed, banned)
             found = module.generate(
-                input_ids=ids, attention_mask=mask, generation_config=_settings(module, tokens, pad), logits_processor=[pick]
+                input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[pick]
             )  # fmt: skip
             for i, row in zip(chosen, found.tolist(), strict=True):
                 out[i] = _continuation(model, rows[i], row[before:])
@@ -338,16 +338,24 @@ def _padding(model: LanguageModel) -> int:
     return int(next(t for t in known if t is not None))
 
 
-def _settings(module: Any, tokens: int, pad: int) -> Any:
-    """The likeliest token of the scores that `_picking` gives, whatever the folder's own generation settings are."""
+@contextlib.contextmanager
+def _settings(module: Any, tokens: int, pad: int) -> Iterator[Any]:
+    """The likeliest token of the scores that `_picking` gives, whatever the folder's own generation settings are: they
+    are out of the way meanwhile, since transformers takes from them what it is not told."""
     from transformers import GenerationConfig
 
     own = module.generation_config
-    ends = own.eos_token_id if own.eos_token_id is not None else module.config.eos_token_id
-    return GenerationConfig(
+    ends = own.eos_token_id if own.eos_token_id is not None else getattr(module.config, "eos_token_id", None)
+    settings = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, pad_token_id=pad,
-        eos_token_id=ends, min_length=0, use_cache=True, return_dict_in_generate=False,
+        bos_token_id=own.bos_token_id, eos_token_id=ends, decoder_start_token_id=own.decoder_start_token_id,
+        forced_bos_token_id=own.forced_bos_token_id, min_length=0, use_cache=True, return_dict_in_generate=False,
     )  # fmt: skip
+    module.generation_config = settings
+    try:
+        yield settings
+    finally:
+        module.generation_config = own
 
 
 def _picking(
@@ -435,7 +443,7 @@ class Perplexity:
         word: :math:`\exp(L / \text{words})`, words cut at white space; comparable between tokenizers.
         bits_per_byte: :math:`L / (\ln 2 \cdot \text{bytes})`; comparable between tokenizers.
         tokens: scored tokens: all but the first of each text.
-        words, bytes: of the texts.
+        words, bytes: of the texts of two tokens or more; shorter ones have nothing to score and do not count.
         low, high: 95 % interval of `token`, by bootstrap over `units`.
         units: what the bootstrap drew, ``"documents"`` or, of less than ten texts, ``"windows"``.
         window, stride: how the texts were read.
@@ -525,8 +533,9 @@ def perplexity(
     else:
         drawn = list(zip(sums, counts, strict=True))
     total, tokens = float(sums.sum()), int(counts.sum())
-    words = sum(len(t.split()) for t in texts)
-    size = sum(len(t.encode()) for t in texts)
+    read = [texts[d] for d in documents]
+    words = sum(len(t.split()) for t in read)
+    size = sum(len(t.encode()) for t in read)
     low, high = _bootstrapped(np.array(drawn))
     return Perplexity(
         token=_exp(total / tokens), word=_exp(total / max(1, words)), bits_per_byte=total / math.log(2) / size, tokens=tokens, words=words,
