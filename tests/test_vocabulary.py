@@ -331,6 +331,18 @@ def test_without_a_choice_a_mismatch_is_an_error(tmp_path, run_cli):
         code, _, err = run_cli(command[0], text, *lets, *command[1:])
         assert code == 3 and "differ in 2 tokens" in err and "'y'" in err and "--tokenizer base" in err
     assert run_cli("edit", text, *lets, "-o", tmp_path / "rows", "--tokenizer", "none")[0] == 0
+    model(tmp_path / "d", ["x", "z", "w"], seed=4)
+    more = [*lets, "--let", f"d={tmp_path / 'd'}"]
+    for hidden in (
+        "c - base", "restrict(base + 0.5 * (c - base), '*embed*')", "stack([base + (c - base), 0, 1])",
+        f"aligned({text}, [base, d])", f"base + 0.5 * (aligned({text}, base) - base)", f"aligned({text}, [base, d]) - aligned(base, [base, d])",
+    ):  # fmt: skip
+        code, _, err = run_cli("explain", hidden, *more)
+        assert code == 3 and "tokenizers of" in err and "--tokenizer" in err, (hidden, err)
+    for fine in ("aligned(c, [base, d]) - aligned(base, [base, d])", "restrict(c - base, '*.mlp.*')"):
+        assert run_cli("explain", fine, *more)[0] == 0, fine
+    code, _, err = run_cli("diff", tmp_path / "base", tmp_path / "c", "-o", tmp_path / "c.safetensors")
+    assert code == 0 and "note: the tokenizers of" in err and "differ in 2 tokens" in err
     body = text.replace("c - base", "restrict(c - base, '*.mlp.*')")
     assert run_cli("edit", body, *lets, "-o", tmp_path / "body")[0] == 0  # no row is edited
     assert run_cli("edit", text, *lets, "-o", tmp_path / "aligned", "--tokenizer", "base")[0] == 0
