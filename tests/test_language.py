@@ -334,6 +334,20 @@ class TestTask:
         short = language_task(gpt2, sentences(200), window=16, limit=20)
         assert len(short.train) == 20 and len(short.validation) <= 3
 
+    def test_equal_texts_are_in_one_part(self, gpt2):
+        words = [f"the {a} {b} {c}" for a in ("cat", "dog") for b in ("sat", "ran", "saw") for c in "abcdefgh"]
+        texts = [w for w in words for _ in range(1 + len(w) % 3)]
+        for answers in (None, tuple(t[:5] for t in texts)):
+            task = language_task(gpt2, Texts("repeats", tuple(texts), answers), window=8 if answers else 60)
+            if answers:
+                found = [{tuple(x) for x in getattr(task, p).inputs.tolist()} for p in ("train", "validation", "test")]
+            else:
+                lines = [
+                    gpt2.tokenizer.decode(getattr(task, p).inputs.flatten()) for p in ("train", "validation", "test")
+                ]
+                found = [{w for w in words if f">{w}<" in line} for line in lines]
+            assert all(found) and not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
+
     def test_one_document_is_cut_in_three(self, gpt2):
         text = " ".join(sentences(80))
         task = language_task(gpt2, [text], window=16)

@@ -77,10 +77,11 @@ class HubSource(Source):
     def fetch(self) -> None:
         if self._local is not None:
             return
-        self._local = local = open_source(_fetched(self._listing, self._weights), self.label)
+        local = open_source(_fetched(self._listing, self._weights), self.label)
         if local.spec != self.spec:
             raise InputError(f"{self.origin}: the files that were fetched are not those whose headers were read.")
         self.files, self.folder, self.ready = local.files, local.folder, True
+        self._local = local  # last: other threads read from it as soon as it is there
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         if self._local is None:
