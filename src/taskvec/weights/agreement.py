@@ -18,10 +18,10 @@ def plain_vocabulary(node: Node, label: str) -> Vocabulary | None:
     """As `vocabulary_of`, and None where there is no tokenizer, a damaged one, or one that needs a library to be read: for
     looking whether models agree, which must not stop an edit that does not ask for it."""
     there = origin(node)
-    folder = there.source.folder if there.source is not None else None
-    if there.op is not graph.ALIGN and (folder is None or not any(exists(folder / n) for n in PLAIN)):
-        return None
     try:
+        folder = there.source.described() if there.source is not None else None
+        if there.op is not graph.ALIGN and (folder is None or not any(exists(folder / n) for n in PLAIN)):
+            return None
         return vocabulary_of(node, label)
     except InputError:
         return None
@@ -75,7 +75,7 @@ def tokens_apart(a: Node, b: Node, a_label: str, b_label: str) -> str:
 
 def _same_file(a: Node, b: Node) -> bool:
     """Whether two files have the same tokenizer.json, byte by byte: most fine-tuned models have, and reading it takes longer."""
-    folders = [n.source.folder for n in (a, b) if n.op is graph.READ and n.source is not None]
+    folders = [n.source.folder for n in (a, b) if n.op is graph.READ and n.source is not None]  # what is here already
     paths = [f / "tokenizer.json" for f in folders if f is not None and (f / "tokenizer.json").is_file()]
     return len(paths) == 2 and filecmp.cmp(*paths, shallow=False)
 

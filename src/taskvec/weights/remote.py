@@ -62,6 +62,7 @@ class HubSource(Source):
         if len(self.spec) < sum(len(h.spec) for h in headers):
             raise NotACheckpoint(f"{self.origin} has shards that hold a tensor twice.")
         self._local: Source | None = None
+        self._described: Path | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -71,8 +72,11 @@ class HubSource(Source):
     def missing(self) -> int:
         return 0 if self._local is not None else sum(self._listing.sizes[n] for n in self._weights)
 
-    def described(self) -> Path:
-        return self.folder or _snapshot(self._listing, _beside(self._listing)) / self._listing.address.inside
+    def described(self) -> Path | None:
+        if self.folder is None and self._described is None and (names := _beside(self._listing)):
+            place = _snapshot(self._listing, names) / self._listing.address.inside
+            self._described = place.parent if self._listing.address.inside in self._listing.sizes else place
+        return self.folder or self._described
 
     def fetch(self) -> None:
         if self._local is not None:
