@@ -167,7 +167,7 @@ def test_tokenizers_on_the_hub_are_compared_and_aligned_to(tmp_path):
         table = {"embed_tokens.weight": rng.normal(size=(3, 2)), "layers.0.weight": rng.normal(size=(2, 2))}
         hub[f"org/{name}"] = Checkpoint.of({n: x.astype(np.float32) for n, x in table.items()}).save(tmp_path / name)
         (tmp_path / name / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens))
-        (tmp_path / name / "chat_template.jinja").write_text(f"{{{{ '{name} says something' }}}}")
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": f"{{{{ '{name} says' }}}}"}))
     lets = ("--let", "base=hf://org/base", "--let", "other=hf://org/other")
     config = "merge_method: linear\nbase_model: hf://org/base\nmodels:\n- {model: hf://org/base, parameters: {weight: 1}}\n- {model: hf://org/other, parameters: {weight: 1}}\n"
     (tmp_path / "silent.yml").write_text(config)
@@ -188,6 +188,7 @@ def test_tokenizers_on_the_hub_are_compared_and_aligned_to(tmp_path):
             Checkpoint.read(tmp_path / name).array("embed_tokens.weight"), (a + b[[0, 2, 1]]) / 2, atol=1e-6
         )
     assert "base says" in (tmp_path / "told" / "chat_template.jinja").read_text()
+    assert "chat_template" not in json.loads((tmp_path / "told" / "tokenizer_config.json").read_text())
 
 
 def test_what_cannot_be_read_is_said_in_words(models, tmp_path):

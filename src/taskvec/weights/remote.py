@@ -73,9 +73,10 @@ class HubSource(Source):
         return 0 if self._local is not None else sum(self._listing.sizes[n] for n in self._weights)
 
     def described(self) -> Path | None:
-        if self.folder is None and self._described is None and (names := _beside(self._listing)):
-            place = _snapshot(self._listing, names) / self._listing.address.inside
-            self._described = place.parent if self._listing.address.inside in self._listing.sizes else place
+        where = self._listing.address.inside
+        alone = where in self._listing.sizes  # a file that is named has no folder, here as on a disk
+        if self.folder is None and self._described is None and not alone and (names := _beside(self._listing)):
+            self._described = _snapshot(self._listing, names) / where
         return self.folder or self._described
 
     def fetch(self) -> None:
