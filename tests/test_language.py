@@ -81,14 +81,15 @@ class TestOpening:
         code = (
             "from taskvec.models.language import language_model, generate\n"
             "m = language_model('org/name')\n"
-            "print(m.kind, m.name, len(generate(m, ['the cat'], tokens=4)))"
+            "print(m.kind, m.name, len(generate(m, ['the cat'], tokens=4)))\n"
+            "print(language_model('hf://org/name').name)"
         )
         with serving({"org/name": folder}) as (environment, asked):
             made = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, timeout=200,
                 env={**os.environ, **environment, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
             )  # fmt: skip
-        assert made.stdout.split() == ["causal", "org/name", "1"], made.stderr
+        assert made.stdout.split() == ["causal", "org/name", "1", "name"], made.stderr
         assert "org/name/model.safetensors" in asked and "org/name/tokenizer.json" in asked
 
     def test_what_is_none_is_refused(self, tmp_path, folder):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..address import is_address, parse_address
 from ..errors import InputError, NonFinite, UsageError, missing_extra, some
 from ..weights import Checkpoint
 from .functional import aliases, device_of, require_torch, tensors, under_first_names
@@ -63,13 +64,13 @@ class LanguageModel:
 
 
 def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str | None = None) -> LanguageModel:
-    """Open a language model: a transformers folder, a GGUF file or a folder with one, or an id on the Hugging Face hub.
+    """Open a language model: a transformers folder, a GGUF file or a folder with one, or a model on the Hugging Face hub.
 
-    Whatever is no folder or file and has the form of an id is fetched into the hub client's cache. Code from a repository
+    An address or, where there is no such folder, an id is fetched into the hub client's cache. Code from a repository
     is never run.
 
     Args:
-        path: ``"smollm2/"``, ``"model.gguf"`` or ``"org/name"``.
+        path: ``"smollm2/"``, ``"model.gguf"``, ``"hf://org/name@revision"`` or ``"org/name"``.
         kind: ``"causal"`` or ``"seq2seq"``; read from the config unless told.
         gguf_file: which GGUF file of the folder or repository; needed only where there are several. Its weights are
             dequantised to float32.
@@ -84,7 +85,7 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     place = Path(path)
     if place.is_file() and place.suffix == ".gguf":
         place, gguf_file = place.parent, place.name
-    if not place.is_dir() and not HUB_ID.fullmatch(str(path)):
+    if not place.is_dir() and not is_address(path) and not HUB_ID.fullmatch(str(path)):
         raise InputError(
             f"{path} is no folder, no .gguf file, and no id on the hub such as 'org/name'. Give the folder of a transformers model."
         )
@@ -95,7 +96,10 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
             what = f"{len(found)} GGUF files ({some(found)}); name one with gguf_file" if found else "no config.json"
             raise InputError(f"{path} has {what}. A language model is a transformers folder or a GGUF file.")
         gguf_file = found[0]
-    name = Path(gguf_file).stem if gguf_file else (folder.name if place.is_dir() else str(path))
+    if is_address(path):
+        name = parse_address(path).name
+    else:
+        name = Path(gguf_file).stem if gguf_file else (folder.name if place.is_dir() else str(path))
     options = {"gguf_file": gguf_file} if gguf_file else {}
     if options:
         _require_gguf(folder / str(gguf_file))
