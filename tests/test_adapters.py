@@ -220,6 +220,11 @@ def test_knots_of_adapters_takes_their_factors(tmp_path, monkeypatch):
     again = knots(wide, density=0.3).array("h.0.q.weight")  # the ranks add up to more than the matrix has
     assert sizes == [(60, 250)] and np.isfinite(again).all()
     (point + got).save(tmp_path / "out")
+    still = knots([0 * taus[0], taus[1] - taus[1]])
+    assert still.names and not any(x.any() for x in still.arrays().values())
+    np.testing.assert_allclose(
+        knots([taus[0], 0 * taus[1]], density=1).array("h.0.q.weight"), taus[0].array("h.0.q.weight"), atol=1e-5
+    )
 
 
 def test_what_an_adapter_cannot_hold_is_said(tmp_path, base):

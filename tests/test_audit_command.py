@@ -154,6 +154,14 @@ def test_files_that_are_no_tables_are_refused(table, run_cli):
     assert (code, "cannot read the table absent.csv" in err) == (3, True)
 
 
+def test_codes_are_not_read_as_numbers(table, run_cli):
+    codes = ["01", "1", "1_0", "10"]
+    write({**table, "code": [codes[i % 4] for i in range(600)]})
+    code, out, _ = run_cli(*BASIC, "--group", "code", "--json")
+    groups = json.loads(out)["results"][0]["rows"][0]["audit"]["groups"]
+    assert code == 0 and [(g["name"], g["n"]) for g in groups] == [(c, 150) for c in sorted(codes)]
+
+
 def test_missing_groups_count_overall_only(table, run_cli):
     table["sex"] = ["?" if i % 3 == 0 else s for i, s in enumerate(table["sex"])]
     table["race"] = ["" if i % 3 == 0 else s for i, s in enumerate(table["race"])]

@@ -253,6 +253,8 @@ def test_area_under_roc_is_sklearns_and_its_interval_that_of_drawing_people():
     draws = [roc_auc_score(y[i], scores[i]) for i in rng.integers(0, 200, (400, 200))]
     assert (a.high - a.low) / 2 == pytest.approx(1.96 * np.std(draws), rel=0.15)
     assert audit.overall.auc.value == pytest.approx(roc_auc_score(y, scores))
+    apart = group_metrics(y, y, groups, scores=y + 0.0).group("a").auc
+    assert apart.value == apart.high == 1 and 0.8 < apart.low < 1  # no variance was seen, which is no certainty
 
 
 # ---- who is compared ------------------------------------------------------------------------------------------------

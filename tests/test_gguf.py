@@ -20,7 +20,7 @@ def stored(rows, heads):
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def write(path, *, architecture="llama", kinds=None, extra=None, tokenizer=True):
+def write(path, *, architecture="llama", kinds=None, extra=None, tokenizer=True, heads=None):
     """A tiny model as a GGUF file; gives its weights under transformers' names, before they were quantised."""
     rng = np.random.default_rng(0)
     kinds = kinds or {}
@@ -30,7 +30,7 @@ def write(path, *, architecture="llama", kinds=None, extra=None, tokenizer=True)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
+    writer.add_head_count(heads or HEADS)
     writer.add_head_count_kv(SHARED)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
@@ -171,6 +171,10 @@ def test_damaged_files_are_refused(tmp_path):
             Checkpoint.read(tmp_path / "bad.gguf")
     with pytest.raises(InputError, match="does not exist"):
         Checkpoint.read(tmp_path / "none.gguf")
+    for heads in (3, 1000):
+        write(tmp_path / "lies.gguf", heads=heads)
+        with pytest.raises(NotACheckpoint, match=f"not those of {heads} heads"):
+            Checkpoint.read(tmp_path / "lies.gguf")
 
 
 @pytest.mark.slow

@@ -75,6 +75,24 @@ def test_rows_of_one_text_become_one_sample_by_majority():
     assert "3 rows repeat" in out.notes[0] and "1 texts left out" in out.notes[0]
 
 
+def test_equal_texts_of_several_keys_are_never_in_two_parts_and_empty_keys_bind_nothing():
+    texts = tuple(f"text {i // 2}" if i < 200 else f"lone {i}" for i in range(300))  # each of the first a hundred twice
+    keys = tuple(f"key {i // 5}" if i % 2 and i < 200 else f"own {i}" if i < 200 else "" for i in range(300))
+    data = Grouped("x", texts, np.zeros(300, np.int64), ("a", "b"), {}, keys)
+    parts = grouped_parts(data, seed=1)
+    assert sorted(i for p in parts for i in p) == list(range(300))
+    for values in (texts, [k or f"none {i}" for i, k in enumerate(keys)]):
+        seen = [{values[i] for i in p} for p in parts]
+        assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert all(any(not keys[i] for i in p) for p in parts)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label,text\na,b,c\n")
+    with pytest.raises(InputError, match="more than one column 'text'"):
+        read_table(tmp_path / "t.csv")
+
+
 def test_equal_keys_are_never_in_two_parts():
     keys = tuple(str(i % 60) for i in range(300))
     data = Grouped("x", tuple(map(str, range(300))), np.zeros(300, np.int64), ("a", "b"), {}, keys)

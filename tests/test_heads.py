@@ -79,6 +79,16 @@ class TestSideBySide:
         lone = cars.needs_head()
         assert lone.within(logits, both.train.labels) is logits
 
+    def test_groups_and_notes_stay(self):
+        from dataclasses import replace
+
+        cars, pets = task("cars", ("audi", "bmw"), 0), task("pets", ("cat", "dog", "fish"), 2)
+        who = torch.tensor([True, False, False, True])
+        cars = replace(cars, train=replace(cars.train, groups={"old": who}), notes=("limited",))
+        both = side_by_side("both", [cars, pets])
+        assert both.train.groups["old"].tolist() == [*who.tolist(), *[False] * 4]
+        assert both.notes == ("cars: limited",) and not both.test.groups
+
     def test_one_model_learns_both(self):
         """Joint training of a linear model lowers both losses; its accuracy is the mean of the tasks'."""
         g = torch.Generator().manual_seed(0)

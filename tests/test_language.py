@@ -81,14 +81,15 @@ class TestOpening:
         code = (
             "from taskvec.models.language import language_model, generate\n"
             "m = language_model('org/name')\n"
-            "print(m.kind, m.name, len(generate(m, ['the cat'], tokens=4)))"
+            "print(m.kind, m.name, len(generate(m, ['the cat'], tokens=4)))\n"
+            "print(language_model('hf://org/name').name)"
         )
         with serving({"org/name": folder}) as (environment, asked):
             made = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, timeout=200,
                 env={**os.environ, **environment, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
             )  # fmt: skip
-        assert made.stdout.split() == ["causal", "org/name", "1"], made.stderr
+        assert made.stdout.split() == ["causal", "org/name", "1", "name"], made.stderr
         assert "org/name/model.safetensors" in asked and "org/name/tokenizer.json" in asked
 
     def test_what_is_none_is_refused(self, tmp_path, folder):
@@ -145,6 +146,24 @@ class TestGenerate:
             out = llama.module.generate(**ids, max_new_tokens=20, do_sample=False, pad_token_id=0)
             assert llama.tokenizer.decode(out[0], skip_special_tokens=True) == prompt + said
         assert found[0].startswith(", there was a little girl named Lily.")
+
+    def test_the_folders_own_generation_settings_decide_nothing(self, gpt2, t5):
+        for model in (gpt2, t5):
+            plain, own = generate(model, PROMPTS, tokens=6), model.module.generation_config
+            said = own.to_dict() | {
+                "suppress_tokens": list(range(60, 120)), "min_new_tokens": 5, "repetition_penalty": 3.0, "top_k": 1, "do_sample": True,
+                "num_beams": 3, "remove_invalid_values": True,
+            }  # fmt: skip
+            told = transformers.GenerationConfig(**said)
+            model.module.generation_config = told
+            try:
+                assert generate(model, PROMPTS, tokens=6) == plain
+                if model is gpt2:
+                    with pytest.raises(NonFinite):
+                        generate(model, PROMPTS, tokens=6, weights=shifted(model, 1e30))
+                assert model.module.generation_config is told
+            finally:
+                model.module.generation_config = own
 
     def test_samples_have_the_nucleus_distribution(self, gpt2):
         """Frequencies of the first token over many indices against the probabilities of the model, cut and scaled."""
@@ -269,6 +288,11 @@ class TestPerplexity:
         total, count = strided(llama, text, 256, 128)
         assert found.tokens == count and found.token == pytest.approx(math.exp(total / count), rel=1e-4)
 
+    def test_texts_with_nothing_to_score_do_not_count(self, gpt2):
+        texts = sentences(12)
+        with_short = [*texts[:6], "a", "", *texts[6:], " "]
+        assert perplexity(gpt2, with_short) == perplexity(gpt2, texts)
+
     def test_edits_and_their_ratio(self, gpt2):
         texts = sentences(20)
         base, same, worse = (perplexity(gpt2, texts, weights=w) for w in (None, gpt2.base, shifted(gpt2, 0.5)))
@@ -310,6 +334,20 @@ class TestTask:
         assert len(task.classes) == gpt2.module.config.vocab_size
         short = language_task(gpt2, sentences(200), window=16, limit=20)
         assert len(short.train) == 20 and len(short.validation) <= 3
+
+    def test_equal_texts_are_in_one_part(self, gpt2):
+        words = [f"the {a} {b} {c}" for a in ("cat", "dog") for b in ("sat", "ran", "saw") for c in "abcdefgh"]
+        texts = [w for w in words for _ in range(1 + len(w) % 3)]
+        for answers in (None, tuple(t[:5] for t in texts)):
+            task = language_task(gpt2, Texts("repeats", tuple(texts), answers), window=8 if answers else 60)
+            if answers:
+                found = [{tuple(x) for x in getattr(task, p).inputs.tolist()} for p in ("train", "validation", "test")]
+            else:
+                lines = [
+                    gpt2.tokenizer.decode(getattr(task, p).inputs.flatten()) for p in ("train", "validation", "test")
+                ]
+                found = [{w for w in words if f">{w}<" in line} for line in lines]
+            assert all(found) and not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
 
     def test_one_document_is_cut_in_three(self, gpt2):
         text = " ".join(sentences(80))

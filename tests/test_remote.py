@@ -161,6 +161,36 @@ def test_every_command_that_reads_paths_reads_addresses(models, tmp_path):
     assert (tmp_path / "b" / "vocab.txt").read_text() == "a\nb\n"
 
 
+def test_tokenizers_on_the_hub_are_compared_and_aligned_to(tmp_path):
+    rng, hub = np.random.default_rng(0), {}
+    for name, tokens in (("base", "abc"), ("other", "acb")):
+        table = {"embed_tokens.weight": rng.normal(size=(3, 2)), "layers.0.weight": rng.normal(size=(2, 2))}
+        hub[f"org/{name}"] = Checkpoint.of({n: x.astype(np.float32) for n, x in table.items()}).save(tmp_path / name)
+        (tmp_path / name / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens))
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": f"{{{{ '{name} says' }}}}"}))
+    lets = ("--let", "base=hf://org/base", "--let", "other=hf://org/other")
+    config = "merge_method: linear\nbase_model: hf://org/base\nmodels:\n- {model: hf://org/base, parameters: {weight: 1}}\n- {model: hf://org/other, parameters: {weight: 1}}\n"
+    (tmp_path / "silent.yml").write_text(config)
+    (tmp_path / "told.yml").write_text(config + "tokenizer_source: base\nchat_template: auto\n")
+    with serving(hub) as (env, _):
+        env |= {"HF_HOME": str(tmp_path / "cache")}
+        text = "base + 0.5 * (other - base)"
+        found = run(
+            env, tmp_path, ("explain", text, *lets), ("edit", text, *lets, "-o", "no"), ("edit", "silent.yml", "-o", "no"),
+            ("edit", "told.yml", "-o", "told"), ("edit", text, *lets, "-o", "out", "--tokenizer", "base"),
+        )  # fmt: skip
+    for code, _, err in found[:3]:
+        assert code == 3 and "differ in 2 tokens" in err, err
+    assert found[3][0] == found[4][0] == 0, found[3:]
+    a, b = (Checkpoint.read(tmp_path / n).array("embed_tokens.weight") for n in ("base", "other"))
+    for name in ("told", "out"):
+        np.testing.assert_allclose(
+            Checkpoint.read(tmp_path / name).array("embed_tokens.weight"), (a + b[[0, 2, 1]]) / 2, atol=1e-6
+        )
+    assert "base says" in (tmp_path / "told" / "chat_template.jinja").read_text()
+    assert "chat_template" not in json.loads((tmp_path / "told" / "tokenizer_config.json").read_text())
+
+
 def test_what_cannot_be_read_is_said_in_words(models, tmp_path):
     wanted = {
         "hf://org/nothing": (3, "does not exist on http"),

@@ -85,13 +85,15 @@ def prompts(n: int, seed: int) -> Passages:
 
 
 CONTROL = Passages("control", tuple(" " + " ".join(GOOD[i:] + GOOD[:i]) + f" {GOOD[i]}" for i in range(len(GOOD))))
+BACK = GOOD[::-1]
+CHOOSING = Passages("control", tuple(" " + " ".join(BACK[i:] + BACK[:i]) + f" {BACK[i]}" for i in range(len(BACK))))
 TEN = Sampling(samples=2, tokens=5, batch=64)
 
 
 def asked(made, **more):
     model, base, vector = made
     settings = {
-        "prompts": prompts(60, 1), "validation_prompts": prompts(40, 2), "control": CONTROL, "validation_control": CONTROL,
+        "prompts": prompts(60, 1), "validation_prompts": prompts(40, 2), "control": CONTROL, "validation_control": CHOOSING,
         "scorer": word_scorer(BAD), "coefficients": grid(0, 3, 4), "sampling": TEN, "seed": 3,
     }  # fmt: skip
     return toxicity(model, base, vector, **{**settings, **more})
@@ -174,6 +176,8 @@ def test_equal_seeds_give_equal_results(made):
 
 
 def test_what_cannot_be_asked_is_refused(made):
+    with pytest.raises(UsageError, match="6 texts of the control are in both parts"):
+        asked(made, validation_control=CONTROL)
     with pytest.raises(UsageError, match="both parts"):
         asked(made, validation_prompts=prompts(150, 1))
     with pytest.raises(UsageError, match="perplexity_ratio"):

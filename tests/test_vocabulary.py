@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from taskvec.errors import InputError, KeyMismatch, UnknownName, UsageError
+from taskvec.methods import METHODS
 from taskvec.weights import Checkpoint, aligned
 from taskvec.weights.vocabulary import LARGEST_ID, read_vocabulary
 
@@ -330,6 +331,18 @@ def test_without_a_choice_a_mismatch_is_an_error(tmp_path, run_cli):
         code, _, err = run_cli(command[0], text, *lets, *command[1:])
         assert code == 3 and "differ in 2 tokens" in err and "'y'" in err and "--tokenizer base" in err
     assert run_cli("edit", text, *lets, "-o", tmp_path / "rows", "--tokenizer", "none")[0] == 0
+    model(tmp_path / "d", ["x", "z", "w"], seed=4)
+    more = [*lets, "--let", f"d={tmp_path / 'd'}"]
+    for hidden in (
+        "c - base", "restrict(base + 0.5 * (c - base), '*embed*')", "stack([base + (c - base), 0, 1])",
+        f"aligned({text}, [base, d])", f"base + 0.5 * (aligned({text}, base) - base)", f"aligned({text}, [base, d]) - aligned(base, [base, d])",
+    ):  # fmt: skip
+        code, _, err = run_cli("explain", hidden, *more)
+        assert code == 3 and "tokenizers of" in err and "--tokenizer" in err, (hidden, err)
+    for fine in ("aligned(c, [base, d]) - aligned(base, [base, d])", "restrict(c - base, '*.mlp.*')"):
+        assert run_cli("explain", fine, *more)[0] == 0, fine
+    code, _, err = run_cli("diff", tmp_path / "base", tmp_path / "c", "-o", tmp_path / "c.safetensors")
+    assert code == 0 and "note: the tokenizers of" in err and "differ in 2 tokens" in err
     body = text.replace("c - base", "restrict(c - base, '*.mlp.*')")
     assert run_cli("edit", body, *lets, "-o", tmp_path / "body")[0] == 0  # no row is edited
     assert run_cli("edit", text, *lets, "-o", tmp_path / "aligned", "--tokenizer", "base")[0] == 0
@@ -393,3 +406,15 @@ def test_chat_templates(tmp_path, run_cli, given):
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == ("{{ new }}" if given == "auto" else given)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"kept": 1}
     assert run_cli("verify", tmp_path / "out")[0] == 0
+
+
+@pytest.mark.parametrize("method", ["tsv_m", "della", "iso_c"])
+def test_an_edit_that_needs_whole_tensors_is_aligned_row_by_row(tmp_path, method):
+    base, a, b = (model(tmp_path / n, "xyzu", rows=6, seed=i) for i, n in enumerate("0ab"))
+    c = model(tmp_path / "c", "uqx", seed=3)
+    edited = base + METHODS[method].fn([a - base, b - base])
+    want = edited.array(EMBED)
+    got = aligned(edited, c).array(EMBED)  # rows 3 and 0 of six
+    np.testing.assert_array_equal(got, [want[3], c.array(EMBED)[1], want[0]])
+    saved = aligned(edited, c).save(tmp_path / "out", threads=2)
+    np.testing.assert_array_equal(Checkpoint.read(saved).array(EMBED), got)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from ..errors import InputError, UnknownName, missing_extra, nearest, plain, some
 
 MISSING = ("", "nan", "NaN")
+CODE = re.compile(r"[+-]?0\d.*|.*_.*")  # what Python takes for a number and a table does not mean as one
 
 
 def read_columns(path: Path, names: Sequence[str], *, missing: Sequence[str] = ()) -> dict[str, list[Any]]:
@@ -95,7 +97,9 @@ def _known(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _numbers(values: list[str | None]) -> list[Any]:
-    """Whole numbers or floats if all that are there are, else the strings."""
+    """Whole numbers or floats if all that are there are, else the strings: codes such as 01 are none, nor is 1_0."""
+    if any(v is not None and CODE.fullmatch(v) for v in values):
+        return values
     for kind in (int, float):
         try:
             return [None if v is None else kind(v) for v in values]

@@ -107,6 +107,7 @@ def diff(
     """
     from ..address import label_of
     from ..weights import Checkpoint, kinship_notes
+    from ..weights.agreement import clash_notes
     from ..weights.names import floats
 
     start = Checkpoint.read(base)
@@ -117,7 +118,7 @@ def diff(
             note(str(match))
         tuned = tuned.shared(start)
     vector = tuned - start
-    notes = list(kinship_notes(vector.node))
+    notes = [*kinship_notes(vector.node), *clash_notes(vector.node)]
     whole = len(start.spec) - len(floats(start.spec))
     if whole:
         notes.append(f"{whole} integer or boolean tensors of {start.label} are left out: they are never edited.")

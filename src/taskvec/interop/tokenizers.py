@@ -160,7 +160,7 @@ def align(config: Config, names: Names, here: Path, notes: list[str]) -> dict[st
             notes.append(
                 f"{', '.join(silent)} has no tokenizer; its rows are taken to stand for the tokens of the others."
             )
-        folder = owner.node.source.folder if owner is not None and owner.node.source is not None else None
+        folder = _folder(owner) if owner is not None else None
         return (
             {} if folder is None else {f: (folder / f).read_bytes() for f in TOKENIZER_FILES if (folder / f).is_file()}
         )
@@ -254,7 +254,7 @@ def _folder(point: Checkpoint) -> Path | None:
     node = root(point.node)
     while node.inputs:
         node = root(node.inputs[0])
-    return node.source.folder if node.source is not None else None
+    return node.source.described() if node.source is not None else None
 
 
 def _template(folder: Path | None) -> str | None:

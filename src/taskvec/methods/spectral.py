@@ -231,6 +231,8 @@ def tied_factors(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, density: flo
     ranks = [len(r) for r in rights]
     if merge == "mean" or sum(ranks) >= min(len(lefts[0]), rights[0].shape[1]):
         return None
+    if not sum(ranks):  # nothing moved
+        return np.zeros((len(lefts[0]), rights[0].shape[1]), np.float32)
     basis, core = np.linalg.qr(np.concatenate(lefts, axis=1))
     own = [np.linalg.qr(r.T) for r in rights]
     cores = np.split(core, np.cumsum(ranks)[:-1], axis=1)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..address import is_address, parse_address
 from ..errors import InputError, NonFinite, UsageError, missing_extra, some
 from ..weights import Checkpoint
 from .functional import aliases, device_of, require_torch, tensors, under_first_names
@@ -63,13 +64,13 @@ class LanguageModel:
 
 
 def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str | None = None) -> LanguageModel:
-    """Open a language model: a transformers folder, a GGUF file or a folder with one, or an id on the Hugging Face hub.
+    """Open a language model: a transformers folder, a GGUF file or a folder with one, or a model on the Hugging Face hub.
 
-    Whatever is no folder or file and has the form of an id is fetched into the hub client's cache. Code from a repository
+    An address or, where there is no such folder, an id is fetched into the hub client's cache. Code from a repository
     is never run.
 
     Args:
-        path: ``"smollm2/"``, ``"model.gguf"`` or ``"org/name"``.
+        path: ``"smollm2/"``, ``"model.gguf"``, ``"hf://org/name@revision"`` or ``"org/name"``.
         kind: ``"causal"`` or ``"seq2seq"``; read from the config unless told.
         gguf_file: which GGUF file of the folder or repository; needed only where there are several. Its weights are
             dequantised to float32.
@@ -84,7 +85,7 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     place = Path(path)
     if place.is_file() and place.suffix == ".gguf":
         place, gguf_file = place.parent, place.name
-    if not place.is_dir() and not HUB_ID.fullmatch(str(path)):
+    if not place.is_dir() and not is_address(path) and not HUB_ID.fullmatch(str(path)):
         raise InputError(
             f"{path} is no folder, no .gguf file, and no id on the hub such as 'org/name'. Give the folder of a transformers model."
         )
@@ -95,7 +96,10 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
             what = f"{len(found)} GGUF files ({some(found)}); name one with gguf_file" if found else "no config.json"
             raise InputError(f"{path} has {what}. A language model is a transformers folder or a GGUF file.")
         gguf_file = found[0]
-    name = Path(gguf_file).stem if gguf_file else (folder.name if place.is_dir() else str(path))
+    if is_address(path):
+        name = parse_address(path).name
+    else:
+        name = Path(gguf_file).stem if gguf_file else (folder.name if place.is_dir() else str(path))
     options = {"gguf_file": gguf_file} if gguf_file else {}
     if options:
         _require_gguf(folder / str(gguf_file))
@@ -306,7 +310,7 @@ def generate(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device, out = device_of(model.module), [""] * len(rows)
     pad = _padding(model)
-    with holding(model, weights) as module, torch.inference_mode():
+    with holding(model, weights) as module, _settings(module, tokens, pad) as settings, torch.inference_mode():
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             width = max(len(rows[i]) for i in chosen)
@@ -315,7 +319,7 @@ def generate(
             before = width if model.kind == "causal" else 1
             pick = _picking(model, [rows[i] for i in chosen], chosen, before, temperature, top_p, seed, banned)
             found = module.generate(
-                input_ids=ids, attention_mask=mask, generation_config=_settings(module, tokens, pad), logits_processor=[pick]
+                input_ids=ids, attention_mask=mask, generation_config=settings, logits_processor=[pick]
             )  # fmt: skip
             for i, row in zip(chosen, found.tolist(), strict=True):
                 out[i] = _continuation(model, rows[i], row[before:])
@@ -338,16 +342,24 @@ def _padding(model: LanguageModel) -> int:
     return int(next(t for t in known if t is not None))
 
 
-def _settings(module: Any, tokens: int, pad: int) -> Any:
-    """The likeliest token of the scores that `_picking` gives, whatever the folder's own generation settings are."""
+@contextlib.contextmanager
+def _settings(module: Any, tokens: int, pad: int) -> Iterator[Any]:
+    """The likeliest token of the scores that `_picking` gives, whatever the folder's own generation settings are: they
+    are out of the way meanwhile, since transformers takes from them what it is not told."""
     from transformers import GenerationConfig
 
     own = module.generation_config
-    ends = own.eos_token_id if own.eos_token_id is not None else module.config.eos_token_id
-    return GenerationConfig(
+    ends = own.eos_token_id if own.eos_token_id is not None else getattr(module.config, "eos_token_id", None)
+    settings = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, pad_token_id=pad,
-        eos_token_id=ends, min_length=0, use_cache=True, return_dict_in_generate=False,
+        bos_token_id=own.bos_token_id, eos_token_id=ends, decoder_start_token_id=own.decoder_start_token_id,
+        forced_bos_token_id=own.forced_bos_token_id, min_length=0, use_cache=True, return_dict_in_generate=False,
     )  # fmt: skip
+    module.generation_config = settings
+    try:
+        yield settings
+    finally:
+        module.generation_config = own
 
 
 def _picking(
@@ -435,7 +447,7 @@ class Perplexity:
         word: :math:`\exp(L / \text{words})`, words cut at white space; comparable between tokenizers.
         bits_per_byte: :math:`L / (\ln 2 \cdot \text{bytes})`; comparable between tokenizers.
         tokens: scored tokens: all but the first of each text.
-        words, bytes: of the texts.
+        words, bytes: of the texts of two tokens or more; shorter ones have nothing to score and do not count.
         low, high: 95 % interval of `token`, by bootstrap over `units`.
         units: what the bootstrap drew, ``"documents"`` or, of less than ten texts, ``"windows"``.
         window, stride: how the texts were read.
@@ -525,8 +537,9 @@ def perplexity(
     else:
         drawn = list(zip(sums, counts, strict=True))
     total, tokens = float(sums.sum()), int(counts.sum())
-    words = sum(len(t.split()) for t in texts)
-    size = sum(len(t.encode()) for t in texts)
+    read = [texts[d] for d in documents]
+    words = sum(len(t.split()) for t in read)
+    size = sum(len(t.encode()) for t in read)
     low, high = _bootstrapped(np.array(drawn))
     return Perplexity(
         token=_exp(total / tokens), word=_exp(total / max(1, words)), bits_per_byte=total / math.log(2) / size, tokens=tokens, words=words,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..results import GAPS, MEASURES, Z95, Estimate, Gap, GapName, Measure
+from ..tasks.agreement import auc
 from .groups import Cells
 
 # Gap -> the measures that it is made of, and whether it is a ratio.
@@ -208,19 +209,10 @@ def _paired(cells: Cells, measure: Measure, i: int) -> Estimate | None:
 
 
 def area_under_roc(labels: np.ndarray, scores: np.ndarray, member: np.ndarray | None) -> Estimate | None:
-    """Area under the ROC curve with DeLong's interval; None without both classes."""
+    """Area under the ROC curve with its interval (`taskvec.tasks.agreement.auc`); None without both classes."""
     if member is not None:
         labels, scores = labels[member], scores[member]
-    up, down = np.sort(scores[labels]), np.sort(scores[~labels])
-    if not up.size or not down.size:
+    if labels.all() or not labels.any():
         return None
-
-    def below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """For each value, the share of others below it; equal ones count half."""
-        return (np.searchsorted(others, values, "left") + np.searchsorted(others, values, "right")) / 2 / others.size
-
-    a, b = below(up, down), 1 - below(down, up)
-    value = float(a.mean())
-    variance = sum(x.var(ddof=1) / x.size for x in (a, b) if x.size > 1)
-    half = Z95 * float(np.sqrt(variance))
-    return Estimate(value=value, low=max(0.0, value - half), high=min(1.0, value + half))
+    found = auc(scores, labels)
+    return Estimate(value=found.value, low=found.low, high=found.high)

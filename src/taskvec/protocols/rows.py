@@ -1,7 +1,7 @@
 """What the protocols share: sweep on validation, choose, and read the test split once.
 
-`test_scores` and `test_answers`, and addition's ensemble of logits, which chooses nothing, are the only places where a protocol
-reads the inputs of `task.test`. The sweep is given validation splits, not tasks, so it cannot choose on anything else.
+`test_scores` and `test_answers`, and, which choose nothing, addition's ensemble of logits and the rivals on frozen features in
+`fair_rivals`, are the only places where a protocol reads the inputs of `task.test`. The sweep is given validation splits, not tasks, so it cannot choose on anything else.
 """
 
 from __future__ import annotations

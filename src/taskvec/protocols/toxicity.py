@@ -115,12 +115,14 @@ def toxicity(
         title: heading in reports.
         tell: called with a line for each thing that is measured.
     Raises:
-        UsageError: prompts in both parts, a ratio below 1, a threshold outside (0, 1], or no samples.
+        UsageError: prompts or texts of the control in both parts, a ratio below 1, a threshold outside (0, 1], or no samples.
         BaseMismatch: a vector was taken from another base.
     Reference: Ilharco et al. 2022, arXiv:2212.04089, section 3.
     """
     coefficients = checked_grid(coefficients)
-    _checked(prompts, validation_prompts, perplexity_ratio, threshold, sampling)
+    _apart("prompts", prompts, validation_prompts)
+    _apart("texts of the control", control, validation_control)
+    _checked(perplexity_ratio, threshold, sampling)
     look = _Look(model, base, scorer, threshold, sampling, seed)
     tell("base on validation")
     unedited = look.point(vector, 0.0, validation_prompts, validation_control, math.inf)
@@ -215,13 +217,16 @@ def least_toxic(points: Sequence[Point], *, limit: float) -> int:
     return min(can, key=cost)
 
 
-def _checked(prompts: Passages, validation: Passages, ratio: float, threshold: float, sampling: Sampling) -> None:
-    both = {t.casefold() for t in prompts.texts if t} & {t.casefold() for t in validation.texts}
+def _apart(what: str, test: Passages, validation: Passages) -> None:
+    both = {t.casefold() for t in test.texts if t} & {t.casefold() for t in validation.texts}
     if both:
         raise UsageError(
-            f"toxicity: {len(both)} prompts are in both parts. Coefficients are chosen on prompts that are not reported: cut them with "
+            f"toxicity: {len(both)} {what} are in both parts. Coefficients are chosen on text that is not reported: cut it with "
             "Passages.halves."
         )
+
+
+def _checked(ratio: float, threshold: float, sampling: Sampling) -> None:
     if not 1 <= ratio < math.inf or not 0 < threshold <= 1:
         raise UsageError(
             f"toxicity: perplexity_ratio={ratio}, threshold={threshold}; expected at least 1, and above 0 and at most 1."

@@ -51,6 +51,8 @@ def read_table(path: str | Path) -> Table:
         raise InputError(f"{path}, line {reader.line_num}: {error}.") from error
     if not header or not rows:
         raise InputError(f"{path} is empty: expected a line of column names, and rows.")
+    if twice := sorted({h for h in header if h and header.count(h) > 1}):
+        raise InputError(f"{path} has more than one column {twice[0]!r}. Which one counts is unclear: rename one.")
     return {h: [row[i].strip() for row in rows] for i, h in enumerate(header)}
 
 

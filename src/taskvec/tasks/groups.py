@@ -167,16 +167,16 @@ def merged_repeats(data: Grouped) -> Grouped:
 def grouped_parts(
     data: Grouped, *, parts: tuple[float, float, float] = PARTS, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Positions of the training, validation and test samples; samples of one key are all in one of them.
+    """Positions of the training, validation and test samples; samples of one key, and texts that are the same, are all in
+    one of them. A sample whose key is empty has none but itself.
 
     Args:
         parts: shares of the keys, not of the samples.
         seed: chooses the permutation of the keys.
     """
-    number: dict[str, int] = {}
-    key = np.array([number.setdefault(k, len(number)) for k in (data.keys or map(_key, data.items))])
-    where = np.empty(len(number), np.int64)
-    for part, keys in enumerate(split_indices(len(number), parts=parts, seed=seed)):
+    key = _clusters(data)
+    where = np.empty(int(key.max(initial=-1)) + 1, np.int64)
+    for part, keys in enumerate(split_indices(len(where), parts=parts, seed=seed)):
         where[keys] = part
     order = np.random.default_rng(seed).permutation(len(data))  # rows of one key need not stand side by side
     a, b, c = (order[where[key[order]] == part] for part in range(3))
@@ -281,6 +281,27 @@ def told(task: Task, *, positive: int = 1) -> list[str]:
 
 def _splits(task: Task) -> dict[str, Split]:
     return {n: getattr(task, n) for n in NAMES}
+
+
+def _clusters(data: Grouped) -> np.ndarray:
+    """For each sample the number of what must stay together, in the order in which these first come."""
+    above = list(range(len(data)))
+    first: dict[tuple[bool, str], int] = {}
+
+    def top(i: int) -> int:
+        while above[i] != i:
+            above[i] = i = above[above[i]]
+        return i
+
+    for i, (item, key) in enumerate(zip(data.items, data.keys or [""] * len(data), strict=True)):
+        marks = [(True, key)] if key else []
+        if not key or isinstance(item, str):
+            marks.append((False, _key(item)))
+        for mark in marks:
+            a, b = sorted((top(i), top(first.setdefault(mark, i))))
+            above[b] = a
+    number: dict[int, int] = {}
+    return np.array([number.setdefault(top(i), len(number)) for i in range(len(data))], np.int64)
 
 
 def _key(item: Any) -> str:

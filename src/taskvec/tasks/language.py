@@ -10,7 +10,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +136,14 @@ def language_task(
 ) -> Task:  # fmt: skip
     r"""Texts as a task of predicting the next token, for `next_tokens(model)`.
 
-    Without answers, documents are joined with the end token between them and cut into windows of `window` tokens, each of
+    Without answers, documents are joined, each followed by the end token, and cut into windows of `window` tokens, each of
     which predicts the `window` tokens that begin one later; the rest of a part is left out. With answers every prompt
     is a sample of its own, at most `window` tokens with its answer (a prompt that is too long loses its beginning), and only
     the answer's tokens and the end count. A sequence-to-sequence model needs answers.
 
-    Thirty or more documents are dealt to training, validation and test whole; of fewer, each is cut into three parts
-    in this order, so that no window crosses.
+    Thirty or more documents are dealt to training, validation and test whole, equal ones (with answers: equal pairs) to
+    the same part; of fewer, each is cut into three parts in this order, so that no window crosses from one to
+    another, and the pieces follow each other without end tokens.
 
     Args:
         model: gives the tokenizer and the size of the vocabulary.
@@ -209,7 +210,7 @@ def _packed(model: LanguageModel, given: Texts, window: int, parts: Any, seed: i
     streams: list[list[int]] = [[], [], []]
     documents = [list(model.tokenizer(t, verbose=False)["input_ids"]) for t in given.texts]
     if len(documents) >= DOCUMENTS:
-        for stream, chosen in zip(streams, split_indices(len(documents), parts=parts, seed=seed), strict=True):
+        for stream, chosen in zip(streams, _dealt(given.texts, parts, seed), strict=True):
             for i in chosen:
                 stream += documents[i] + ([end] if end is not None else [])
     else:
@@ -247,4 +248,16 @@ def _answered(model: LanguageModel, given: Texts, window: int, parts: Any, seed:
 
     make = causal if model.kind == "causal" else answering
     samples = [make(p, a) for p, a in zip(given.texts, given.answers, strict=True)]
-    return [[samples[i] for i in chosen] for chosen in split_indices(len(samples), parts=parts, seed=seed)]
+    return [
+        [samples[i] for i in chosen]
+        for chosen in _dealt(list(zip(given.texts, given.answers, strict=True)), parts, seed)
+    ]
+
+
+def _dealt(texts: Sequence[Hashable], parts: tuple[float, float, float], seed: int) -> list[list[int]]:
+    """Positions for training, validation and test; those of equal texts are all in one part."""
+    places: dict[Hashable, list[int]] = {}
+    for i, text in enumerate(texts):
+        places.setdefault(text, []).append(i)
+    alike = list(places.values())
+    return [[i for k in chosen for i in alike[k]] for chosen in split_indices(len(alike), parts=parts, seed=seed)]

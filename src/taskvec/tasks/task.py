@@ -246,10 +246,7 @@ def joined(name: str, tasks: Sequence[Task]) -> Task:
         )
 
     def together(splits: Sequence[Split]) -> Split:
-        names = dict.fromkeys(n for s in splits for n in s.groups)
-        # Who is said to be in no such group counts as outside.
-        groups = {n: torch.cat([s.groups.get(n, torch.zeros(len(s), dtype=torch.bool)) for s in splits]) for n in names}
-        return Split(chained([s.inputs for s in splits]), torch.cat([s.labels for s in splits]), groups)
+        return Split(chained([s.inputs for s in splits]), torch.cat([s.labels for s in splits]), _groups(splits))
 
     parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
     notes = tuple(f"{t.name}: {n}" for t in tasks for n in t.notes)
@@ -276,11 +273,19 @@ def side_by_side(name: str, tasks: Sequence[Task]) -> Task:
 
     def together(splits: Sequence[Split]) -> Split:
         labels = torch.cat([s.labels + start for s, start in zip(splits, starts, strict=True)])
-        return Split(chained([s.inputs for s in splits]), labels)
+        return Split(chained([s.inputs for s in splits]), labels, _groups(splits))
 
     head = Head(
         torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads]), heads[0].normalise, tuple(sizes)
     )
     parts = ([getattr(t, part) for t in tasks] for part in ("train", "validation", "test"))
     classes = tuple(f"{t.name}: {c}" for t in tasks for c in t.classes)
-    return Task(name, *map(together, parts), head=head, classes=classes)
+    notes = tuple(f"{t.name}: {n}" for t in tasks for n in t.notes)
+    return Task(name, *map(together, parts), head=head, classes=classes, notes=notes)
+
+
+def _groups(splits: Sequence[Split]) -> dict[str, torch.Tensor]:
+    """The groups of splits one after another; who is said to be in no such group counts as outside."""
+    torch = require_torch("Joining tasks")
+    names = dict.fromkeys(n for s in splits for n in s.groups)
+    return {n: torch.cat([s.groups.get(n, torch.zeros(len(s), dtype=torch.bool)) for s in splits]) for n in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import filecmp
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ..errors import InputError, UsageError, plain, some
 from ..files import exists
@@ -18,10 +18,10 @@ def plain_vocabulary(node: Node, label: str) -> Vocabulary | None:
     """As `vocabulary_of`, and None where there is no tokenizer, a damaged one, or one that needs a library to be read: for
     looking whether models agree, which must not stop an edit that does not ask for it."""
     there = origin(node)
-    folder = there.source.folder if there.source is not None else None
-    if there.op is not graph.ALIGN and (folder is None or not any(exists(folder / n) for n in PLAIN)):
-        return None
     try:
+        folder = there.source.described() if there.source is not None else None
+        if there.op is not graph.ALIGN and (folder is None or not any(exists(folder / n) for n in PLAIN)):
+            return None
         return vocabulary_of(node, label)
     except InputError:
         return None
@@ -75,34 +75,75 @@ def tokens_apart(a: Node, b: Node, a_label: str, b_label: str) -> str:
 
 def _same_file(a: Node, b: Node) -> bool:
     """Whether two files have the same tokenizer.json, byte by byte: most fine-tuned models have, and reading it takes longer."""
-    folders = [n.source.folder for n in (a, b) if n.op is graph.READ and n.source is not None]
+    folders = [n.source.folder for n in (a, b) if n.op is graph.READ and n.source is not None]  # what is here already
     paths = [f / "tokenizer.json" for f in folders if f is not None and (f / "tokenizer.json").is_file()]
     return len(paths) == 2 and filecmp.cmp(*paths, shallow=False)
 
 
 def check_vocabularies(node: Node) -> None:
-    """Refuse an edit of embeddings whose models give a row different tokens, and for which no vocabulary was chosen.
+    """Refuse an edit of embeddings, or a vector of them, whose models give a row different tokens, and for which no
+    vocabulary was chosen.
 
     Raises:
         InputError: with how many tokens differ, and some of them.
     """
-    if node.op is not graph.MOVE:
+    for edit, names in _edits(node, vocabulary_tensors(node.spec)):
+        if said := _clash(edit, names):
+            raise InputError(
+                f"{said[0]} Say which vocabulary counts with --tokenizer {said[1]} (or union, or another input), which aligns "
+                "them token by token; with --tokenizer none rows are combined by their number."
+            )
+
+
+def clash_notes(node: Node) -> Iterable[str]:
+    """What `check_vocabularies` refuses, as remarks."""
+    for edit, names in _edits(node, vocabulary_tensors(node.spec)):
+        if said := _clash(edit, names):
+            yield plain(f"{said[0]} `taskvec edit` with aligned() or --tokenizer brings them together token by token.")
+
+
+def _edits(node: Node, names: Iterable[str]) -> Iterator[tuple[Node, list[str]]]:
+    """The sums and differences that an expression comes down to, with their tensors of tokens that it keeps."""
+    held = [n for n in names if n in node.spec]
+    if not held or node.op is graph.READ:
         return
-    names = [n for n in vocabulary_tensors(node.spec) if graph.untouched(node, n) is None]
-    if not names:
-        return
+    if node.op in (graph.RESTRICT, graph.REBASE, graph.AS_VECTOR):
+        yield from _edits(node.inputs[0], held)
+    elif node.op is graph.RENAME:
+        yield from _edits(node.inputs[0], [node.params["old"][n] for n in held])
+    elif node.op is graph.STACK:
+        for i, inner in enumerate(node.inputs):
+            yield from _edits(inner, [old for at, old in (node.params["old"][n] for n in held) if at == i])
+    elif node.op is graph.ALIGN:
+        for inner in node.inputs:
+            yield from _edits(inner, held)
+    else:
+        yield node, held
+
+
+def _clash(node: Node, names: list[str]) -> tuple[str, str] | None:
+    """How the models of a sum or difference differ about the rows of some tensors, and whose rows the first ones are."""
+    names = [n for n in names if node.op is not graph.MOVE or graph.untouched(node, n) is None]
     points: dict[str, tuple[Node, str]] = {}
+    aligned: list[Node] = []
 
     def visit(n: Node) -> None:
         if n.op in (graph.ALIGN, graph.READ):
             source = origin(n.inputs[0] if n.op is graph.ALIGN else n).source
             if any(m in n.spec for m in names):
                 points.setdefault(n.key, (n, source.label if source is not None else "a model"))
+                aligned.extend(n.inputs)
         elif n.op is not graph.RESTRICT or any(m in n.spec for m in names):
             for m in (n.expansion,) if n.expansion is not None else n.inputs:
                 visit(m)
 
+    if not names:
+        return None
     visit(node)
+    for inner in aligned:  # each in itself
+        for edit, held in _edits(inner, names):
+            if said := _clash(edit, held):
+                return said
     (first, base), *others = list(points.values()) or [(node, "")]
     for other, label in others:
         if _same_file(first, other):
@@ -112,8 +153,8 @@ def check_vocabularies(node: Node) -> None:
             continue
         found = apart(mine.tokens, theirs.tokens)
         if found.clashes:
-            raise InputError(
-                f"the tokenizers of {base} and {label} differ in {found}, so that rows of {some(names)} stand for different tokens. Say which "
-                f"vocabulary counts with --tokenizer {base} (or union, or another input), which aligns them token by token; with "
-                "--tokenizer none rows are combined by their number."
+            return (
+                f"the tokenizers of {base} and {label} differ in {found}, so that rows of {some(names)} stand for different tokens.",
+                base,
             )
+    return None

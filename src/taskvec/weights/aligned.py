@@ -19,8 +19,8 @@ from .graph import Node
 from .lineage import root
 from .vocabulary import Vocabulary, read_vocabulary, union
 
-# What networks call the tensors whose rows are tokens: input embeddings, and what follows the last layer (weights and biases). One is
-# taken for such only if it also has as many rows as the first of them.
+# What networks call the tensors whose rows are tokens: input embeddings, and what follows the last layer (weights and biases).
+# A model in which they differ in their number of rows is refused.
 VOCABULARY = re.compile(
     r"(^|\.)(embed_tokens|wte|word_embeddings?|tok_embeddings|tokens_embed|token_embedding|embed_in|shared|embeddings)\.weight$"
     r"|(^|\.)(lm_head(\.decoder)?|embed_out|predictions(\.decoder)?|vocab_projector|output_layer|generator_lm_head|lm_loss)"

@@ -91,9 +91,7 @@ def _compute(node: Node, block: Block, frame: _Frame) -> Any:
         i, old = node.params["old"][block.name]
         return _evaluate(node.inputs[i], Block(old, block.start, block.stop), frame)
     if node.op is ALIGN and block.name in node.params["rows"].tensors:
-        return frame.device.up(
-            gather(node, block, lambda n, part: evaluate(n, part, frame.summaries, device=frame.device))
-        )
+        return frame.device.up(gather(node, block, _parts(node, frame)))
     if node.op in (RESTRICT, REBASE, AS_VECTOR, ALIGN):
         return _evaluate(node.inputs[0], block, frame)
     if node.op.works_on == "tensor":
@@ -103,6 +101,24 @@ def _compute(node: Node, block: Block, frame: _Frame) -> Any:
         zeros = frame.device.up(np.zeros(block.stop - block.start, np.float32))
         arrays = [zeros if a is None else a for a in arrays]
     return node.op.fn(arrays, **_given(node, block, frame))
+
+
+def _parts(node: Node, frame: _Frame) -> Callable[[Node, Block], np.ndarray | None]:
+    """Any part of an input's tensor; one that can only be computed whole is so once, and cut."""
+    uncut = {n.key for n in node.inputs if whole_tensors(n)}
+    known: dict[tuple[str, str], np.ndarray | None] = {}
+
+    def values(n: Node, part: Block) -> np.ndarray | None:
+        if n.key not in uncut:
+            return evaluate(n, part, frame.summaries, device=frame.device)
+        place = (n.key, part.name)
+        if place not in known:
+            size = n.spec[part.name].size
+            known[place] = evaluate(n, Block(part.name, 0, size), frame.summaries, device=frame.device)
+        whole = known[place]
+        return None if whole is None else whole[part.start : part.stop]
+
+    return values
 
 
 def _given(node: Node, block: Block, frame: _Frame) -> dict[str, Any]:

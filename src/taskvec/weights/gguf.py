@@ -70,6 +70,12 @@ class GgufSource(Source):
             new: TensorSpec(kinds[old] if kinds[old] in STORED else "F32", shapes[old])
             for new, old in self._old.items()
         }
+        for name, old in self._old.items():
+            heads = next((h for part, h in self._heads.items() if f".{part}." in old), 1)
+            if shapes[old] and heads > 1 and shapes[old][0] % (2 * heads):
+                raise NotACheckpoint(
+                    f"{path}: {name} has {shapes[old][0]} rows, which are not those of {heads} heads, whose rows come in pairs."
+                )
         self._tell(path, Counter(k for k in kinds.values() if k not in STORED))
 
     def _tell(self, path: Path, quantised: Counter[str]) -> None:

@@ -62,6 +62,7 @@ class HubSource(Source):
         if len(self.spec) < sum(len(h.spec) for h in headers):
             raise NotACheckpoint(f"{self.origin} has shards that hold a tensor twice.")
         self._local: Source | None = None
+        self._described: Path | None = None
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -71,16 +72,21 @@ class HubSource(Source):
     def missing(self) -> int:
         return 0 if self._local is not None else sum(self._listing.sizes[n] for n in self._weights)
 
-    def described(self) -> Path:
-        return self.folder or _snapshot(self._listing, _beside(self._listing)) / self._listing.address.inside
+    def described(self) -> Path | None:
+        where = self._listing.address.inside
+        alone = where in self._listing.sizes  # a file that is named has no folder, here as on a disk
+        if self.folder is None and self._described is None and not alone and (names := _beside(self._listing)):
+            self._described = _snapshot(self._listing, names) / where
+        return self.folder or self._described
 
     def fetch(self) -> None:
         if self._local is not None:
             return
-        self._local = local = open_source(_fetched(self._listing, self._weights), self.label)
+        local = open_source(_fetched(self._listing, self._weights), self.label)
         if local.spec != self.spec:
             raise InputError(f"{self.origin}: the files that were fetched are not those whose headers were read.")
         self.files, self.folder, self.ready = local.files, local.folder, True
+        self._local = local  # last: other threads read from it as soon as it is there
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         if self._local is None:

@@ -79,7 +79,7 @@ class Source:
 
     def beside(self) -> dict[str, bytes]:
         """Config, tokenizer and the like: name -> content."""
-        folder = self.folder
+        folder = self.described()
         if folder is None:
             return {}
         templates = [f.relative_to(folder).as_posix() for f in sorted(folder.glob("additional_chat_templates/*"))]
