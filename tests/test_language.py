@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 import taskvec as tv  # noqa: E402
 from language_models import sentences, shared, stories, tiny_gpt2, tiny_t5  # noqa: E402
 from loopback_hub import serving  # noqa: E402
-from taskvec.errors import InputError, KeyMismatch, NonFinite, UsageError  # noqa: E402
+from taskvec.errors import InputError, KeyMismatch, MissingExtra, NonFinite, UsageError  # noqa: E402
 from taskvec.interop.lm_eval import mcnemar  # noqa: E402
 from taskvec.models import bind, tensors  # noqa: E402
 from taskvec.models.language import (  # noqa: E402
@@ -77,19 +77,19 @@ class TestOpening:
         assert gpt2.base.fingerprint() == Checkpoint.read(folder).fingerprint()
         assert not gpt2.module.training and next(gpt2.module.parameters()).dtype == torch.float32
 
-    def test_an_id_on_the_hub(self, folder, tmp_path):
+    @pytest.mark.parametrize(("named", "called"), [("org/name", "org/name"), ("hf://org/name@main", "name")])
+    def test_a_model_on_the_hub(self, folder, tmp_path, named, called):
         code = (
             "from taskvec.models.language import language_model, generate\n"
-            "m = language_model('org/name')\n"
-            "print(m.kind, m.name, len(generate(m, ['the cat'], tokens=4)))\n"
-            "print(language_model('hf://org/name').name)"
+            f"m = language_model({named!r})\n"
+            "print(m.kind, m.name, len(generate(m, ['the cat'], tokens=4)))"
         )
         with serving({"org/name": folder}) as (environment, asked):
             made = subprocess.run(
                 [sys.executable, "-c", code], capture_output=True, text=True, timeout=200,
                 env={**os.environ, **environment, "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")},
             )  # fmt: skip
-        assert made.stdout.split() == ["causal", "org/name", "1", "name"], made.stderr
+        assert made.stdout.split() == ["causal", called, "1"], made.stderr
         assert "org/name/model.safetensors" in asked and "org/name/tokenizer.json" in asked
 
     def test_what_is_none_is_refused(self, tmp_path, folder):
@@ -99,10 +99,19 @@ class TestOpening:
         with pytest.raises(InputError, match=r"no config\.json"):
             language_model(tmp_path / "empty")
         (tmp_path / "empty" / "config.json").write_text('{"model_type": "gpt2"}')
+        with pytest.raises(InputError, match=r"has no tokenizer \(none of tokenizer\.json, .*beside the weights"):
+            language_model(tmp_path / "empty")
+        (tmp_path / "empty" / "tokenizer_config.json").write_text("{}")
         with pytest.raises(InputError, match="does not open as"):
             language_model(tmp_path / "empty")
         with pytest.raises(UsageError, match="kind is 'encoder'"):
             language_model(folder, kind="encoder")  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("library", ["torch", "transformers"])
+    def test_without_its_libraries_the_extra_is_named(self, folder, monkeypatch, library):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(MissingExtra, match=rf"{library}, which is not installed.*taskvec\[language\]"):
+            language_model(folder)
 
     def test_parameters_that_would_be_random_are_refused(self, gpt2, tmp_path):
         part = {n: t for n, t in gpt2.module.state_dict().items() if ".h.1." not in n}

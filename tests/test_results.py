@@ -210,8 +210,8 @@ def broken(result, **changes) -> str:
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "schema_version is None, expected 1"),
-        ("3", "schema_version is None, expected 1"),
+        ("[]", "it has no kind and schema_version"),
+        ("3", "it has no kind and schema_version"),
         (broken(ALL[0], schema_version=2), "schema_version is 2, expected 1"),
         (broken(ALL[0], schema_version="1"), "schema_version is '1', expected 1"),
         (broken(ALL[0], kind="addtion"), "addtion"),
@@ -248,3 +248,17 @@ def test_a_result_that_cannot_be_written_says_so(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write the result"):
         ALL[0].write(tmp_path / "file" / "r.json")
+
+
+def test_other_json_of_a_folder_is_left_out_and_noted(tmp_path, caplog) -> None:
+    ALL[0].write(tmp_path / "a.json")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "printed.json").write_text('{"schema_version": 1, "command": "eval"}')
+    with caplog.at_level("INFO", logger="taskvec"):
+        assert read_results(tmp_path) == [ALL[0]]
+    assert "no results: 'config.json', 'printed.json'" in caplog.text
+    with pytest.raises(InputError, match=r"config\.json is not a result: it has no kind"):
+        read_results(tmp_path / "config.json")
+    (tmp_path / "cut.json").write_text('{"schema_version": 1, "kind')
+    with pytest.raises(InputError, match=r"cut\.json is not a result file"):
+        read_results(tmp_path)

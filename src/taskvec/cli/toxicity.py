@@ -106,8 +106,12 @@ def continuations(path: Path, row: str | None, most: int, show_text: bool, as_js
                 rows.setdefault(str(said["row"]), []).append(
                     {"score": float(said["score"]), "group": str(said["group"]), "text": str(said["text"])}
                 )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{plain(file)} is no file of continuations: {type(error).__name__}.") from error
+        except OSError as error:
+            raise InputError(f"cannot read the continuations {plain(file)}: {error.strerror}.") from error
+        except (ValueError, KeyError, TypeError) as error:  # not in its words: they may quote the text
+            raise InputError(
+                f"{plain(file)} is no file of continuations, as a study with `keep_texts: true` writes (cells/*/continuations.jsonl)."
+            ) from error
     if row is not None and row not in rows:
         raise UsageError(f"there is no model {row!r}; there are {', '.join(rows)}.")
     shown = {

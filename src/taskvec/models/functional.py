@@ -20,12 +20,12 @@ else:
     Bound = Callable
 
 
-def require_torch(purpose: str) -> Any:
-    """The torch module, or the error that says how to install it."""
+def require_torch(purpose: str, extra: str = "train") -> Any:
+    """The torch module, or the error that says how to install it, with all else that the purpose needs (`extra`)."""
     try:
         import torch
     except ImportError as error:
-        raise missing_extra("torch", "train", purpose) from error
+        raise missing_extra("torch", extra, purpose) from error
     return torch
 
 

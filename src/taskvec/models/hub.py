@@ -63,7 +63,7 @@ def loaded(
         the model and the base. Where the file has other names than the model (a prefix, or those of an older version of
         transformers), `filed` and `opened` take vectors from one to the other.
     """
-    AutoModel = _transformers(purpose).AutoModel
+    AutoModel = require_transformers(purpose).AutoModel
     folder = fetched(path, download=download, revision=revision)
     import torch
 
@@ -151,7 +151,7 @@ def clip(
         InputError: the folder does not exist or is not a CLIP model.
         KeyMismatch: the file lacks parameters of the image encoder.
     """
-    transformers = _transformers("loading a CLIP model")
+    transformers = require_transformers("loading a CLIP model")
     folder = fetched(path, download=download, revision=revision)
     import torch
 
@@ -202,7 +202,7 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
     """
     if max_tokens < 3:
         raise UsageError(f"max_tokens is {max_tokens}: a sentence needs a beginning, an end and a token between them.")
-    AutoTokenizer = _transformers("tokenising text").AutoTokenizer
+    AutoTokenizer = require_transformers("tokenising text").AutoTokenizer
     try:
         inner = AutoTokenizer.from_pretrained(str(fetched(path, download=False)), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -397,7 +397,7 @@ def fetched(
     if not download:
         raise InputError(
             f"{path} is not a folder here. Give the folder of a transformers model (config.json and weights), or ask for "
-            f"the hub with hf://{path} or download=True."
+            f"the hub with hf://{path} or download=True (at the command line --download, where there is one)."
         )
     try:
         from huggingface_hub import snapshot_download
@@ -414,18 +414,19 @@ def fetched(
             )
         return found
     except Exception as error:  # the hub's client raises many kinds; all mean that there is no folder
-        raise InputError(f"cannot download {path}: {error}") from error
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path} is no folder here, and cannot be had from the hub: {said}") from error
 
 
 def _called(path: str | Path, folder: Path) -> str:
     return parse_address(path).name if is_address(path) else folder.name
 
 
-def _transformers(purpose: str) -> Any:
+def require_transformers(purpose: str, extra: str = "hf") -> Any:
     try:
         import transformers
     except ImportError:
-        raise missing_extra("transformers", "hf", purpose) from None
+        raise missing_extra("transformers", extra, purpose) from None
     return transformers
 
 

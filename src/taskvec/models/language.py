@@ -18,14 +18,16 @@ import numpy as np
 from ..address import is_address, parse_address
 from ..errors import InputError, NonFinite, UsageError, missing_extra, some
 from ..weights import Checkpoint
+from ..weights.remote import local
 from .functional import aliases, device_of, require_torch, tensors, under_first_names
-from .hub import fetched, opening
+from .hub import fetched, opening, require_transformers
 
 if TYPE_CHECKING:
     import torch
 
 Kind = Literal["causal", "seq2seq"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 LONGEST_WINDOW = 1024  # tokens, unless told: more context changes perplexity little and costs memory
 MOST_LOGITS = 2**27  # float32 numbers of logits at a time, half a gigabyte
 OUTSIDE = 1e4  # what tokens outside the nucleus are put back by: they come only where all inside are banned
@@ -70,7 +72,7 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     is never run.
 
     Args:
-        path: ``"smollm2/"``, ``"model.gguf"``, ``"hf://org/name@revision"`` or ``"org/name"``.
+        path: ``"smollm2/"``, ``"model.gguf"``, ``"org/name"`` or ``"hf://org/name@revision"``.
         kind: ``"causal"`` or ``"seq2seq"``; read from the config unless told.
         gguf_file: which GGUF file of the folder or repository; needed only where there are several. Its weights are
             dequantised to float32.
@@ -81,11 +83,13 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     """
     if kind not in (None, "causal", "seq2seq"):
         raise UsageError(f"kind is {kind!r}; choose 'causal' or 'seq2seq'.")
-    require_torch("A language model")
-    place = Path(path)
+    require_torch("A language model", "language")
+    transformers = require_transformers("A language model", "language")
+    known = parse_address(path).name if is_address(path) else None  # the cache's folder is named by the commit
+    place = local(parse_address(path)) if known else Path(path)
     if place.is_file() and place.suffix == ".gguf":
         place, gguf_file = place.parent, place.name
-    if not place.is_dir() and not is_address(path) and not HUB_ID.fullmatch(str(path)):
+    if not place.is_dir() and not HUB_ID.fullmatch(str(path)):
         raise InputError(
             f"{path} is no folder, no .gguf file, and no id on the hub such as 'org/name'. Give the folder of a transformers model."
         )
@@ -96,15 +100,14 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
             what = f"{len(found)} GGUF files ({some(found)}); name one with gguf_file" if found else "no config.json"
             raise InputError(f"{path} has {what}. A language model is a transformers folder or a GGUF file.")
         gguf_file = found[0]
-    if is_address(path):
-        name = parse_address(path).name
-    else:
-        name = Path(gguf_file).stem if gguf_file else (folder.name if place.is_dir() else str(path))
+    name = known or (Path(gguf_file).stem if gguf_file else (folder.name if place.is_dir() else str(path)))
     options = {"gguf_file": gguf_file} if gguf_file else {}
     if options:
         _require_gguf(folder / str(gguf_file))
-    import transformers
-
+    elif not any((folder / n).exists() for n in TOKENIZERS):
+        raise InputError(
+            f"{path} has no tokenizer (none of {', '.join(TOKENIZERS)}). Put the files of the model it was made from beside the weights."
+        )
     if kind is None and gguf_file:
         kind = (
             "causal"  # llama.cpp's other models are rare, and reading the config takes as long as reading the weights

@@ -8,13 +8,14 @@ in the module of its question, and a member of `Result`.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ..errors import InputError
+from ..errors import InputError, some
 from .edits import AdditionResult, AnalogyResult, FewShotResult, NegationResult, Skill, SkillsResult, Start
 from .fairness import (
     GAPS,
@@ -99,6 +100,7 @@ Result = Annotated[
     | SkillsResult,
     Field(discriminator="kind"),
 ]
+LOG = logging.getLogger("taskvec")
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(Result)
 
 
@@ -115,7 +117,12 @@ def read_result(path: str | Path) -> Any:
         raise InputError(f"cannot read the result {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a result file: not JSON ({error}).") from error
-    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not _claimed(document):
+        raise InputError(
+            f"{path} is not a result: it has no kind and schema_version. Results are what protocols, studies, `taskvec audit` and "
+            "`taskvec steer` write."
+        )
+    version = document["schema_version"]
     if version != SCHEMA_VERSION:
         raise InputError(
             f"{path} is not a result of this version: schema_version is {version!r}, expected {SCHEMA_VERSION}. "
@@ -128,13 +135,33 @@ def read_result(path: str | Path) -> Any:
         raise InputError(f"{path} is not a valid result: {fields}.") from error
 
 
+def _claimed(document: Any) -> bool:
+    """Whether a document says that it is a result; configs and what commands print with --json do not."""
+    return isinstance(document, dict) and "kind" in document and "schema_version" in document
+
+
 def read_results(folder: str | Path) -> list[Any]:
     """All ``*.json`` results of a folder (or one file), in the order of their file names; of the folder in which studies were run,
-    those of all studies."""
+    those of all studies. Other JSON files of a folder are left out, which is noted."""
     folder = Path(folder)
     if (folder / "results").is_dir():
         folder = folder / "results"
     files: Sequence[Path] = [folder] if folder.is_file() else sorted([*folder.glob("*.json"), *folder.glob("*/*.json")])
+    if not folder.is_file():
+        other = [f for f in files if not _is_result(f)]
+        files = [f for f in files if f not in other]
+        if files and other:
+            LOG.info("left out, no results: %s", some(str(f.relative_to(folder)) for f in other))
     if not files:
-        raise InputError(f"no results in {folder}: expected *.json files written by a protocol or by `taskvec demo`.")
+        raise InputError(
+            f"no results in {folder}: expected *.json files that a protocol, a study, `taskvec audit`, `taskvec steer` or `taskvec demo` wrote."
+        )
     return [read_result(f) for f in files]
+
+
+def _is_result(path: Path) -> bool:
+    """False for JSON of another kind; a damaged file stays in, to be refused with its reason."""
+    try:
+        return _claimed(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return True

@@ -147,6 +147,8 @@ def word_scorer(words: Sequence[str] | Path, *, name: str | None = None) -> Scor
 
 def _linear() -> Scorer:
     place = importlib.util.find_spec("profanity_check")
+    if importlib.util.find_spec("sklearn") is None:
+        raise missing_extra("scikit-learn", "scorers", "the scorer 'linear'")
     if place is None or place.origin is None:
         raise missing_extra("alt-profanity-check", "scorers", "the scorer 'linear'")
     files = sorted(p for p in (Path(place.origin).parent / "data").iterdir() if p.is_file())

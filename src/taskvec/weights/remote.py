@@ -133,11 +133,14 @@ def open_remote(address: Address, label: str | None = None, *, fetch: bool = Tru
 
 
 def local(address: Address, *, weights: bool = True) -> Path:
-    """The folder in the cache with a model's weights, config and tokenizer, or without the weights; fetched."""
+    """The folder in the cache with a model's weights, config and tokenizer, or without the weights; fetched. Of an address of a
+    file that file, with what lies beside it."""
     listing = _listed(address)
     if isinstance(listing, Path):
         return listing / address.inside
     here = listing.inside()
+    if weights and address.inside in listing.sizes:
+        return _fetched(listing, [address.inside])
     if not weights or "adapter_config.json" in here or _part(listing):
         return _snapshot(listing, _beside(listing)) / address.inside
     return _fetched(listing, _weights(listing, here))
