@@ -22,9 +22,9 @@ from taskvec.protocols.toxicity import Sampling, least_toxic, masked  # noqa: E4
 from taskvec.results import Continuations, Fluency, Point, Score, read_result  # noqa: E402
 from taskvec.results.generation import clustered_share, mean_score  # noqa: E402
 from taskvec.search import grid  # noqa: E402
-from taskvec.tasks.agreement import auc, empty, measured, repeating  # noqa: E402
+from taskvec.tasks.agreement import auc, empty, measured, repeating, unseen  # noqa: E402
 from taskvec.tasks.passages import Passages, read_passages  # noqa: E402
-from taskvec.tasks.scorers import Scorer, scorer, toxic_label, train_scorer, word_scorer  # noqa: E402
+from taskvec.tasks.scorers import Scorer, mark_of, scorer, toxic_label, train_scorer, word_scorer  # noqa: E402
 from taskvec.tasks.words import distinctive_words  # noqa: E402
 
 torch.set_num_threads(1)
@@ -422,6 +422,18 @@ def test_the_linear_scorer_on_hatexplain():
     assert "scikit-learn" in judge.version
 
 
+def test_texts_that_a_scorer_learnt_do_not_measure_it():
+    judge = Scorer(
+        "s", "1", "-", lambda ts: np.array(["blarg" in t for t in ts], np.float32), frozenset({mark_of("A  cat")})
+    )
+    texts = Passages("posts", ("a CAT ", "a blarg", "a dog"), ("0", "1", "0"))
+    with pytest.raises(UsageError, match="trained on 1 of these 3"):
+        measured(judge, texts.texts, [0, 1, 0])
+    left = unseen(judge, texts)
+    assert (left.texts, left.marks) == (("a blarg", "a dog"), ("1", "0"))
+    assert measured(judge, left.texts, [1, 0]).accuracy.n == 2 and unseen(judge, left) is left
+
+
 @pytest.mark.slow
 @pytest.mark.peer
 def test_a_scorer_trained_on_labels_beats_chance(tmp_path):
@@ -436,6 +448,9 @@ def test_a_scorer_trained_on_labels_beats_chance(tmp_path):
     again = scorer(f"minilm:{path}")
     assert again.sha256 == judge.sha256 and np.array_equal(again(posts.texts[:5]), judge(posts.texts[:5]))
     assert measured(again, posts.texts[400:], labels[400:]).auc.low > 0.55
+    assert unseen(again, posts).texts == posts.texts[400:]
+    with pytest.raises(UsageError, match=r"was trained on 1 of these \d+ texts"):
+        measured(again, [posts.texts[0].upper(), *posts.texts[400:]], [labels[0], *labels[400:]])
 
 
 def test_a_file_that_is_no_scorer(tmp_path):

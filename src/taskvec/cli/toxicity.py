@@ -45,7 +45,7 @@ def scorer(
     taskvec scorer minilm:mine.safetensors 'posts/*.tsv.gz' --toxic hateful --toxic offensive --train
     """
     from ..tasks import scorers
-    from ..tasks.agreement import measured
+    from ..tasks.agreement import measured, unseen
     from ..tasks.passages import read_passages
 
     files = [Path(p) for p in sorted(glob.glob(texts))] or [Path(texts)]  # noqa: PTH207 (a pattern may be absolute)
@@ -62,6 +62,10 @@ def scorer(
         )
     else:
         judge = scorers.scorer(name, download=download, device=device)
+    new = unseen(judge, found)
+    if len(new) < len(found):
+        note(f"{len(found) - len(new)} texts left out, on which {judge.name} was trained")
+    found = new
     labels = [int(m in toxic) for m in found.marks]
     agreement = measured(judge, found.texts, labels, groups=found.groups, threshold=threshold, data=found.name)
     if as_json:

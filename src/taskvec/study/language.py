@@ -11,7 +11,7 @@ from ..errors import InputError, UsageError, plain
 from ..models.language import LanguageModel, language_model, next_tokens
 from ..protocols.toxicity import Sampling
 from ..search import grid
-from ..tasks.agreement import measured
+from ..tasks.agreement import measured, unseen
 from ..tasks.language import language_task
 from ..tasks.passages import Passages, fetched_passages, read_passages
 from ..tasks.scorers import SCORERS, scorer
@@ -90,7 +90,7 @@ def toxicity(
     judge = scorer(_placed(options["scorer"], root), download=download, device=device)
     agreement = None
     if "labelled" in texts:
-        known = passages(texts["labelled"], root)
+        known = unseen(judge, passages(texts["labelled"], root))
         labels = _labels(known, options)
         agreement = measured(
             judge, known.texts, labels, groups=known.groups, threshold=options["threshold"], data=known.name

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import UsageError
 from ..results import Z95, Agreement, Score
-from .scorers import Scorer
+from .passages import Passages
+from .scorers import Scorer, mark_of
 
 WORD = re.compile(r"\w+")
 
@@ -22,8 +23,13 @@ def measured(
     """How a scorer agrees with labels (1 toxic, 0 not) of texts that it was not made from; also by group, where both kinds exist.
 
     Raises:
-        UsageError: labels other than 0 and 1, only one of them, or counts that differ.
+        UsageError: labels other than 0 and 1, only one of them, counts that differ, or a text that the scorer was trained on
+            (`unseen` leaves these out).
     """
+    if seen := sum(mark_of(t) in scorer.learnt for t in texts):
+        raise UsageError(
+            f"{data}: the scorer {scorer.name} was trained on {seen} of these {len(texts)} texts; measure it on others."
+        )
     marks = np.asarray(labels)
     if len(marks) != len(texts) or len(groups) not in (0, len(texts)) or set(marks.tolist()) != {0, 1}:
         raise UsageError(
@@ -37,6 +43,12 @@ def measured(
         if len(set(marks[rows].tolist())) == 2:
             parts[group] = agreement(scores[rows], marks[rows], threshold=threshold, data=group)
     return whole.model_copy(update={"groups": parts})
+
+
+def unseen(scorer: Scorer, texts: Passages) -> Passages:
+    """The texts that the scorer was not trained on, as far as it is known."""
+    rows = [i for i, t in enumerate(texts.texts) if mark_of(t) not in scorer.learnt]
+    return texts if len(rows) == len(texts) else texts.take(rows)
 
 
 def agreement(scores: np.ndarray, labels: np.ndarray, *, threshold: float, data: str) -> Agreement:

@@ -55,6 +55,7 @@ class Scorer:
         version: of what judges.
         sha256: of its weights, or of whatever decides its scores.
         score: texts -> float32 ``[n]``.
+        learnt: marks of the texts that it was trained on (`mark_of`), where they are known.
     Example:
         >>> shouting = Scorer("shouting", "1", "-", lambda texts: np.array([t.isupper() for t in texts], np.float32))
         >>> shouting(["HEY", "hey"]).tolist()
@@ -65,6 +66,7 @@ class Scorer:
     version: str
     sha256: str
     score: Callable[[Sequence[str]], np.ndarray]
+    learnt: frozenset[str] = frozenset()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """The scores, checked; a text without a word has 0, whoever is asked.
@@ -87,6 +89,11 @@ class Scorer:
                 )
             out[spoken] = found.clip(0, 1)
         return out
+
+
+def mark_of(text: str) -> str:
+    """What tells a text from others, whatever its case and spaces, and not what it says."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def scorer(name: str, *, download: bool = False, device: str | None = None) -> Scorer:
@@ -271,7 +278,8 @@ def train_scorer(
 ) -> Scorer:  # fmt: skip
     """Train the scorer ``minilm:path``: logistic regression on MiniLM's sentence embeddings; the encoder stays as it is.
 
-    The file is safetensors: weights, and as JSON what encoder they belong to and what they were trained on.
+    The file is safetensors: weights, and as JSON what encoder they belong to and what they were trained on: marks of the
+    texts, by which they are kept out of measuring it, not the texts themselves.
 
     Args:
         texts, labels: 1 for toxic, 0 for not. Keep others to measure the scorer with.
@@ -300,7 +308,7 @@ def train_scorer(
     facts = {
         "encoder": base.fingerprint(), "max_tokens": max_tokens, "strength": strength, "texts": len(texts), "toxic": int(marks.sum()),
         "data": hashlib.sha256(json.dumps([list(texts), marks.tolist()]).encode()).hexdigest(),
-        "scikit-learn": _version("scikit-learn"),
+        "scikit-learn": _version("scikit-learn"), "learnt": sorted({mark_of(t) for t in texts}),
     }  # fmt: skip
     table = {
         FACTS: np.frombuffer(json.dumps(facts).encode(), np.uint8), "weight": fitted.coef_[0].astype(np.float32),
@@ -319,6 +327,7 @@ def _minilm(path: Path, *, device: str | None) -> Scorer:
         weight, bias = file.array("weight").astype(np.float32), file.array("bias").astype(np.float32)
         max_tokens, encoder = int(facts["max_tokens"]), str(facts["encoder"])
         said = f"trained on {facts['texts']} texts ({str(facts['data'])[:12]})"
+        learnt = frozenset(map(str, facts.get("learnt", ())))
     except (KeyMismatch, UnknownName, ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{path} is no scorer: it has the tensors {some(file.names)}. Make one with train_scorer."
@@ -333,7 +342,7 @@ def _minilm(path: Path, *, device: str | None) -> Scorer:
         z = _embedded(texts, max_tokens=max_tokens, device=device, module=module) @ weight + bias[0]
         return 1 / (1 + np.exp(-z.clip(-60, 60)))
 
-    return Scorer(f"minilm:{path.name}", f"MiniLM, {said}", _hash([path]), score)
+    return Scorer(f"minilm:{path.name}", f"MiniLM, {said}", _hash([path]), score, learnt)
 
 
 def _embedded(texts: Sequence[str], *, max_tokens: int, device: str | None, module: Any) -> np.ndarray:
