@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..results import (
-    GAPS,
-    MEASURES,
-    Comparison,
-    Estimate,
-    FairnessResult,
-    FairnessRow,
-    Gap,
-    GapName,
-    Measure,
-    Score,
-)
-from .story import Section
+from ..results import GAPS, MEASURES, Comparison, Estimate, FairnessResult, FairnessRow, Gap, GapName, Measure, Score
+from .section import Section
 from .tables import Cell, Table
-from .words import NONE, clean, count, interval, percent
+from .words import NONE, clean, count, interval, percent, quoted
 
 GAP_WORDS: dict[GapName, str] = {
     "parity": "parity difference", "parity_ratio": "parity ratio", "odds": "odds difference", "odds_ratio": "odds ratio",
@@ -34,7 +23,7 @@ SMALL = "change within the interval"
 def fairness_section(result: FairnessResult) -> Section:
     """The story of a fairness result."""
     first, last = result.rows[0], result.rows[-1]
-    name, audit = _quoted(result.grouping), first.audit
+    name, audit = quoted(result.grouping), first.audit
     said = [
         f"{audit.n} people in the test data, {count(len(audit.groups), 'group')}"
         + (" that overlap" if audit.overlap else "")
@@ -78,7 +67,7 @@ def verdict(row: FairnessRow) -> list[str]:
     if right := audit.overall.accuracy:
         worst = audit.worst
         least = (
-            f", least for {_quoted(worst.name)} with {percent(worst.accuracy.value)} {interval(worst.accuracy)}"
+            f", least for {quoted(worst.name)} with {percent(worst.accuracy.value)} {interval(worst.accuracy)}"
             if worst and worst.accuracy
             else ""
         )
@@ -88,13 +77,13 @@ def verdict(row: FairnessRow) -> list[str]:
         most, least_rate = rates[parity.most], rates[parity.least]
         if most and least_rate:
             parts.append(
-                f"selects {percent(most.value)} of {_quoted(parity.most)} and {percent(least_rate.value)} of {_quoted(parity.least)}, a parity "
+                f"selects {percent(most.value)} of {quoted(parity.most)} and {percent(least_rate.value)} of {quoted(parity.least)}, a parity "
                 f"difference of {_estimate(parity)}{_shown(parity)}"
             )
     if odds := audit.gaps.get("odds"):
         parts.append(
-            f"among people of the same label its rates differ by up to {_estimate(odds)}, {_quoted(odds.most)} above "
-            f"{_quoted(odds.least)}{_shown(odds)}"
+            f"among people of the same label its rates differ by up to {_estimate(odds)}, {quoted(odds.most)} above "
+            f"{quoted(odds.least)}{_shown(odds)}"
         )
     for gap in ("parity", "odds"):
         if audit.gaps.get(gap) is None:
@@ -134,7 +123,7 @@ def change_verdict(change: Comparison) -> list[str]:
     )
     for names, word in ((winners, "gains"), (losers, "loses")):
         if names:
-            shown = ", ".join(f"{_quoted(n)} {signed(change.groups[n]['accuracy'], points=True)}" for n in names[:6])
+            shown = ", ".join(f"{quoted(n)} {signed(change.groups[n]['accuracy'], points=True)}" for n in names[:6])
             more = f" and {len(names) - 6} more" if len(names) > 6 else ""
             said.append(f"Who {word} accuracy from {before} to {after}: {shown}{more}.")
     if not winners and not losers:
@@ -160,7 +149,7 @@ def caveats(result: FairnessResult) -> list[str]:
     if audit.missing:
         found.append(f"{audit.missing} of {audit.n} people belong to no group: they count overall and in no gap.")
     small = [
-        f"{_quoted(g.name)} ({next(iter(g.left_out.values()))})" for g in audit.flagged if "selection" in g.left_out
+        f"{quoted(g.name)} ({next(iter(g.left_out.values()))})" for g in audit.flagged if "selection" in g.left_out
     ]
     if small:
         found.append(
@@ -170,11 +159,11 @@ def caveats(result: FairnessResult) -> list[str]:
         part = [g for g in audit.flagged if measure in g.left_out and "selection" not in g.left_out]
         if part:
             found.append(
-                f"Left out of gaps in {MEASURE_WORDS[measure]}: {_list([f'{_quoted(g.name)} ({g.left_out[measure]})' for g in part])}."
+                f"Left out of gaps in {MEASURE_WORDS[measure]}: {_list([f'{quoted(g.name)} ({g.left_out[measure]})' for g in part])}."
             )
     thin = [g for g in audit.groups if "tpr" not in g.left_out and g.positives < audit.min_n]
     if thin:
-        said = _list([f"{_quoted(g.name)} ({count(g.positives, 'positive')})" for g in thin])
+        said = _list([f"{quoted(g.name)} ({count(g.positives, 'positive')})" for g in thin])
         found.append(f"True positive rates of {said} rest on fewer than {audit.min_n} people.")
     found.append(
         "Where the interval of a difference leaves out 0, it is more than the chance of who is in the sample; where it reaches 0, the data "
@@ -281,10 +270,6 @@ def _changed(found: Estimate | None, points: bool = False) -> Cell:
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
-
-
-def _quoted(name: str) -> str:
-    return f"‘{clean(name, 48)}’"
 
 
 def _estimate(found: Estimate) -> str:

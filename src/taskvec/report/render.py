@@ -27,7 +27,8 @@ from ..results import (
     ToxicityResult,
 )
 from .overview import belongs, overview
-from .story import Section, section
+from .section import Section
+from .story import section
 from .tables import Cell
 from .words import WITHIN, clean, control_floor, edited
 
@@ -149,9 +150,9 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         return [(figures.cosines(result, key=f"{key}g"), caption)]
 
     if isinstance(result, ToxicityResult):
-        from .toxicity_figures import drawn as drawn_toxicity
+        from .toxicity_figures import toxicity_figures
 
-        return drawn_toxicity(result, key)
+        return toxicity_figures(result, key)
     if isinstance(result, LocalityResult | SkillsResult):
         return []
     if isinstance(result, DisentanglementResult):

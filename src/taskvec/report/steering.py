@@ -7,7 +7,7 @@ from typing import Any
 from ..results import Bound, FairnessResult, Injection, SteeringResult, SteeringRow
 from .fairness import GAP_WORDS, _changed, _gap, _score, _worst, caveats, change_verdict, signed, verdict
 from .figures import STAND_IN, literal, svg
-from .story import Section
+from .section import Section
 from .tables import Cell, Table
 from .words import NONE, clean, count, percent
 
