@@ -3,7 +3,8 @@
 from .addition import addition
 from .analogy import analogy
 from .disentanglement import disentanglement
-from .fairness import choose_fair, compare_models, fairness, group_metrics
+from .fair_choice import choose_fair
+from .fairness import compare_models, fairness, group_metrics
 from .few_shot import few_shot
 from .geometry import geometry
 from .groups import groups_of, intersections

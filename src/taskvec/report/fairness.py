@@ -138,7 +138,7 @@ def _choice(row: FairnessRow) -> str:
     start = f"{clean(row.name)} is at coefficient {row.coefficient:g}"
     if row.curve is None:
         return f"{start}, which was not tuned here."
-    met = "" if row.curve.met else " No coefficient kept to the limit."
+    met = "" if row.curve.met else " No coefficient kept to that."
     return f"{start}, chosen on validation data (n = {row.curve.audits[0].n}): {clean(row.curve.objective)}.{met}"
 
 

@@ -12,6 +12,12 @@ from .figures import DASHES, KNOWN, MARKS, SERIES, STAND_IN, literal, svg
 from .words import clean
 
 SHOWN = 16  # groups in a picture
+FLOOR: dict[str, Any] = {
+    "color": STAND_IN["muted"],
+    "linewidth": 1.1,
+    "linestyle": (0, (4, 2)),
+    "label": "least accuracy",
+}
 
 
 def fairness_figures(result: FairnessResult, key: str) -> list[tuple[str, str]]:
@@ -190,6 +196,8 @@ def _along(row: FairnessRow, key: str) -> str:
             low.axhline(
                 100 * curve.at_most, color=STAND_IN["muted"], linewidth=1.1, linestyle=(0, (1, 1.5)), label=label
             )
+        if curve.accuracy_at_least is not None:
+            top.axhline(100 * curve.accuracy_at_least, **FLOOR)
         for axes in (top, low):
             axes.axvline(
                 curve.coefficient,
@@ -272,6 +280,8 @@ def _pareto(row: FairnessRow, key: str) -> str:
                 linestyle=(0, (1, 1.5)),
                 label=f"limit {curve.at_most:g}",
             )
+        if curve.accuracy_at_least is not None:
+            axes.axhline(100 * curve.accuracy_at_least, **FLOOR)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{GAP_WORDS[gap]}, points")
         axes.set_ylabel("accuracy, %")

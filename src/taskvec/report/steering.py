@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..results import Bound, FairnessResult, Injection, SteeringResult, SteeringRow
+from ..results import Bound, FairnessCurve, FairnessResult, Injection, SteeringResult, SteeringRow
 from .fairness import GAP_WORDS, _changed, _gap, _score, _worst, caveats, change_verdict, signed, verdict
 from .figures import STAND_IN, literal, svg
 from .section import Section
@@ -24,11 +24,7 @@ def steering_section(result: SteeringResult) -> Section:
     ]
     said += verdict(added)
     if (curve := added.curve) is not None:
-        kept = (
-            ""
-            if curve.met
-            else " No coefficient kept to the limit, so the one of least gap was taken, whatever its accuracy."
-        )
+        kept = "" if curve.met else _least(curve)
         said.append(f"Its coefficient {curve.coefficient:g} was chosen on validation data (n = {curve.audits[0].n}): {clean(curve.objective)}.{kept}")  # fmt: skip
     said += [s for c in result.comparisons if c.after == added.name for s in change_verdict(c)]
     said += [_injected(i) for i in result.injections]
@@ -108,6 +104,16 @@ def _tables(result: SteeringResult) -> list[Table]:
         heads = ("λ", "measured parity difference", "Σ |α − 1| ‖δ‖", "bound, L of rates", "bound, L of scores")
         tables.append(Table(f"The bound, vectors taken as their {b.convention}: {MEANT[b.convention]}", heads, lines))
     return tables
+
+
+def _least(curve: FairnessCurve) -> str:
+    """What was taken where no coefficient kept to what was asked."""
+    floor, right = curve.accuracy_at_least, curve.audits[curve.chosen].overall.accuracy
+    if floor is None:
+        return " No coefficient kept to the limit, so the one of least gap was taken, whatever its accuracy."
+    if right and right.value >= floor - 1e-12:
+        return " No coefficient kept to both limits, so the one of least gap was taken among those that are accurate enough."
+    return " No coefficient is accurate enough, so the most accurate one was taken, whatever its gap."
 
 
 def _injected(one: Injection) -> str:
