@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UnknownName, UsageError, nearest, plain
-from .commands import _json, _overwrite, cli
+from .commands import cli, json_flag, overwrite_flag
 from .terminal import note, print_json
 from .training import REGIMES, _regime
 
@@ -44,8 +44,8 @@ from .training import REGIMES, _regime
 @click.option("--min-n", type=click.IntRange(1), default=30, show_default=True, help="Least members for a group to be compared.")  # fmt: skip
 @click.option("--min-cases", type=click.IntRange(1), default=10, show_default=True, help="Least positives, and negatives, for rates among them.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses splits, batches and draws.")
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def steer(
     base: Path, data: Path, out: Path, known: str | None, grouping: str | None, text: str, label: str, group: str | None,
     members: tuple[str, ...], terms: Path | None, key: str | None, threshold: float | None, positive: str | None, regime: str,
