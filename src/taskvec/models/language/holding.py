@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UsageError, some
 from ...weights import Checkpoint
-from ..functional import aliases, device_of, tensors, under_first_names
+from ..functional import adopt, aliases, device_of, tensors, under_first_names
 from .opening import LanguageModel, under_names
 
 if TYPE_CHECKING:
@@ -72,11 +71,6 @@ def next_tokens(model: LanguageModel) -> torch.nn.Module:
 
     inner: Any = model.module
     answers = model.kind == "seq2seq"
-    own = [name for name, _ in inner.named_parameters(recurse=False)]
-    if own:
-        raise UsageError(
-            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
-        )
 
     class NextTokens(torch.nn.Module):
         """Token ids -> logits of the next tokens."""
@@ -85,10 +79,7 @@ def next_tokens(model: LanguageModel) -> torch.nn.Module:
 
         def __init__(self) -> None:
             super().__init__()
-            for name, child in inner.named_children():
-                self.add_module(name, child)
-            # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
-            object.__setattr__(self, "_inner", inner)
+            adopt(self, inner)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             if answers:
