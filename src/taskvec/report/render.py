@@ -14,7 +14,6 @@ from ..errors import UsageError, missing_extra
 from ..files import replace_text
 from ..results import (
     AdditionResult,
-    AnalogyResult,
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
@@ -26,6 +25,7 @@ from ..results import (
     SteeringResult,
     ToxicityResult,
 )
+from ..results.parts import BaseResult
 from .overview import belongs, overview
 from .section import Section
 from .story import section
@@ -81,20 +81,7 @@ Told = tuple[Section, str, Provenance | None, Callable[[str], list[tuple[str, st
 
 
 def _checked(results: Sequence[Any], every: bool) -> list[Told]:
-    if isinstance(
-        results,
-        AdditionResult
-        | NegationResult
-        | AnalogyResult
-        | GeometryResult
-        | DisentanglementResult
-        | LocalityResult
-        | FewShotResult
-        | FairnessResult
-        | SteeringResult
-        | ToxicityResult
-        | SkillsResult,
-    ):
+    if isinstance(results, BaseResult):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
     if not results:
