@@ -405,6 +405,29 @@ def test_the_best_coefficient_within_the_limit_is_chosen():
         choose_fair(grid, audits[:2])
 
 
+def test_a_floor_under_accuracy_keeps_out_a_model_that_selects_nobody():
+    y, groups, grid, models = sweep()
+    grid, models = (*grid, 1.25), [*models, np.zeros_like(y)]
+    audits = [group_metrics(y, m, groups, bootstrap=100) for m in models]
+    right = [a.overall.accuracy.value for a in audits]
+    gaps = [a.gaps["parity"].value for a in audits]
+    assert gaps[5] == 0 and right[5] < 0.65
+    closed = choose_fair(grid, audits, at_most=0.01)
+    assert (
+        closed.chosen == 5 and closed.met and closed.accuracy_at_least is None
+    )  # what a limit on the gap alone chooses
+    floor = 0.65
+    kept = choose_fair(grid, audits, at_most=0.01, accuracy_at_least=floor)
+    assert kept.chosen == min((i for i in range(6) if right[i] >= floor), key=lambda i: gaps[i]) != 5
+    assert not kept.met and kept.accuracy_at_least == floor and f"at least {floor:g}" in kept.objective
+    assert choose_fair(grid, audits, at_most=1, accuracy_at_least=floor).met
+    never = choose_fair(grid, audits, at_most=1, accuracy_at_least=1)
+    assert right[never.chosen] == max(right) < 1 and not never.met
+    assert choose_fair(grid, audits, at_most=0.01, accuracy_at_least=0).chosen == 5
+    with pytest.raises(UsageError, match="a share from 0 to 1, got 80"):
+        choose_fair(grid, audits, accuracy_at_least=80)
+
+
 def told() -> FairnessResult:
     y, groups, grid, models = sweep()
     curve = choose_fair(grid, [group_metrics(y, m, groups, bootstrap=100) for m in models], at_most=0.2)

@@ -10,14 +10,13 @@ import torch
 from taskvec.errors import InputError, UnknownName, UsageError
 from taskvec.models.preprocess import Preprocess
 from taskvec.tasks import Head, Split, Task, joined
-from taskvec.tasks.group_files import read_grouped, read_grouped_images, read_table
+from taskvec.tasks.group_files import read_grouped, read_grouped_images
 from taskvec.tasks.group_sets import GROUP_SETS, TERMS, group_task, read_group_set
 from taskvec.tasks.groups import (
     Grouped,
     balanced,
     chosen_groups,
     counts,
-    crossed,
     grouped_parts,
     grouped_task,
     members,
@@ -27,6 +26,8 @@ from taskvec.tasks.groups import (
     told,
 )
 from taskvec.tasks.images import images_encoder
+from taskvec.tasks.masks import intersections
+from taskvec.tasks.tables import read_table
 from taskvec.tasks.tabular import columns_of
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -178,7 +179,7 @@ def test_a_group_with_nobody_to_train_on_is_refused():
 
 def test_crossed_and_chosen_groups():
     sex, age = {"f": mask(1, 1, 0), "m": mask(0, 0, 1)}, {"young": mask(1, 0, 1), "old": mask(0, 1, 0)}
-    assert {n: m.tolist() for n, m in crossed(sex, age).items()} == {
+    assert {n: m.tolist() for n, m in intersections(sex, age, joint=", ").items()} == {
         "f, young": [True, False, False], "f, old": [False, True, False], "m, young": [False, False, True],
     }  # fmt: skip
     with pytest.raises(UnknownName, match="has no group 'ff'"):
@@ -237,7 +238,7 @@ def test_groups_come_by_a_column_by_members_or_by_terms(tmp_path):
 def test_errors_never_print_what_stands_in_a_file(tmp_path):
     bad = tmp_path / "bad.csv"
     bad.write_text(f"text,label\n{SECRET},x,y\n")
-    with pytest.raises(InputError, match="line 2: 3 fields") as error:
+    with pytest.raises(InputError, match="line 2: 3 values") as error:
         read_table(bad)
     assert SECRET not in str(error.value)
     bad.write_text(f"text,label,m\nfine,x,{SECRET}\nfine too,y,1\n")

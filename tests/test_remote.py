@@ -167,7 +167,9 @@ def test_tokenizers_on_the_hub_are_compared_and_aligned_to(tmp_path):
         table = {"embed_tokens.weight": rng.normal(size=(3, 2)), "layers.0.weight": rng.normal(size=(2, 2))}
         hub[f"org/{name}"] = Checkpoint.of({n: x.astype(np.float32) for n, x in table.items()}).save(tmp_path / name)
         (tmp_path / name / "vocab.txt").write_text("".join(f"{t}\n" for t in tokens))
-        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps({"chat_template": f"{{{{ '{name} says' }}}}"}))
+        (tmp_path / name / "tokenizer_config.json").write_text(
+            json.dumps({"chat_template": f"{{{{ '{name} says' }}}}"})
+        )
     lets = ("--let", "base=hf://org/base", "--let", "other=hf://org/other")
     config = "merge_method: linear\nbase_model: hf://org/base\nmodels:\n- {model: hf://org/base, parameters: {weight: 1}}\n- {model: hf://org/other, parameters: {weight: 1}}\n"
     (tmp_path / "silent.yml").write_text(config)

@@ -91,13 +91,13 @@ def test_steer_trains_merges_and_reports(place, tmp_path, run_cli):
 def test_groups_by_terms_as_json(place, tmp_path, run_cli):
     code, text, said = run_cli(
         "steer", place / "tiny", place / "posts.csv", "--terms", place / "terms.txt", "--only", "encoder.layer.1.*", "--inject", "men",
-        "--at-most", "odds=0.1", "--json", "-o", tmp_path / "s.json", *BRIEF,
+        "--at-most", "odds=0.1", "--accuracy-at-least", "0.4", "--json", "-o", tmp_path / "s.json", *BRIEF,
     )  # fmt: skip
     assert code == 0, said
     found = json.loads(text)["result"]
     assert found["injections"][0]["group"] == "men"
     curve = next(r for r in found["rows"] if r["name"] == "task addition")["curve"]
-    assert curve["constraint"] == "odds" and curve["at_most"] == 0.1
+    assert curve["constraint"] == "odds" and curve["at_most"] == 0.1 and curve["accuracy_at_least"] == 0.4
 
 
 @pytest.mark.parametrize(

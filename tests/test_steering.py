@@ -150,6 +150,26 @@ def test_the_test_split_is_read_once_for_each_row_and_chooses_nothing():
     assert again.row("base").audit != found.row("base").audit
 
 
+def test_a_floor_under_accuracy_holds_for_every_choice_and_is_recorded():
+    """The vectors refuse everybody in the end: no gap, and wrong for half."""
+    refuse = TaskVector.of({"weight": np.array([[2, 0, 0], [0, 0, 0]], np.float32)}, BASE, label="A")
+    asked = {"coefficients": POINTS, "constraint": "parity", "at_most": 0.05, "each": (0.0, 0.5, 1.0), "bootstrap": 200}
+    vectors = {"A": refuse, "B": refuse}
+    loose = steering(MODEL, BASE, vectors, task(), **asked)
+    added = loose.row("task addition")
+    assert added.met and added.audit.gap("parity").value == 0 and added.audit.overall.accuracy.value <= 0.5
+    found = steering(MODEL, BASE, vectors, task(), accuracy_at_least=0.7, **asked)
+    for name in ("task addition", "one coefficient each"):
+        row = found.row(name)
+        assert row.met is False and row.validation.overall.accuracy.value >= 0.7
+    curve = found.row("task addition").curve
+    assert curve.accuracy_at_least == 0.7 and curve == choose_fair(POINTS, curve.audits, accuracy_at_least=0.7)
+    assert found.provenance.settings["accuracy_at_least"] == 0.7
+    assert "among those that are accurate enough" in " ".join(section(found).sentences)
+    never = steering(MODEL, BASE, vectors, task(), accuracy_at_least=1, **asked)
+    assert "the most accurate one was taken" in " ".join(section(never).sentences)
+
+
 def test_the_sweep_is_that_of_choose_fair_and_of_merging():
     found = steering(MODEL, BASE, MIXED, task(), coefficients=POINTS, bootstrap=200)
     curve = found.row("task addition").curve

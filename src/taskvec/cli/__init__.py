@@ -1,4 +1,4 @@
-"""The command line: `commands.py` has the commands, `terminal.py` what they print; this is the way in and out.
+"""The command line: `commands.py` has its root, other modules the commands, `terminal.py` what they print; this is the way in and out.
 
 Results go to stdout (with ``--json`` as one document), progress and notes to stderr. Exit codes: 0 done, 1 a bug of
 ours, 2 wrong usage, 3 bad input, 4 disk or other resources, 5 a check failed, 129, 130 and 143 ended by a signal.
@@ -18,6 +18,9 @@ from typing import Any
 import click
 
 from ..errors import TaskvecError
+from . import editing, examining, hub, reporting  # noqa: F401  (they add their commands, in the order in which --help lists them)
+
+# isort: split
 from . import fairness, language, pretraining, steering, study, toxicity, training  # noqa: F401  (they add their commands)
 from .commands import cli
 from .terminal import note, print_json, say_error

@@ -12,7 +12,6 @@ import click
 
 from ..errors import CheckFailed, InputError, StorageError, UnknownName, UsageError, nearest, plain
 from ..files import exists
-from .columns import read_columns
 from .commands import cli
 from .terminal import note, print_json
 
@@ -122,6 +121,7 @@ def audit(
     """
     from ..protocols import fairness
     from ..report.fairness import audit_verdict
+    from ..tasks.tables import read_columns
 
     _distinct(models, columns, members)
     scored = _scores(scores, models)

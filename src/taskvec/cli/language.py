@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from ..errors import InputError, UsageError, plain
-from .commands import _distinct, _json, cli
+from .commands import cli, json_flag
+from .expressions import distinct_label
 from .terminal import note, print_json
 
 
@@ -55,7 +56,7 @@ def _with_models(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--ban", multiple=True, metavar="WORD", help="A word or phrase never to be said; repeat.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--raw", is_flag=True, help="Prompts as they are, also where a tokenizer has a chat template.")
-@_json
+@json_flag
 def chat(
     out: str, against: tuple[str, ...], device: str | None, given: tuple[str, ...], prompts: Path | None, tokens: int,
     temperature: float, top_p: float, seed: int, ban: tuple[str, ...], batch: int, raw: bool, as_json: bool,
@@ -102,7 +103,7 @@ def chat(
 @click.option("--limit", type=click.IntRange(1), help="With --lm-eval: samples of each task. With --perplexity: texts.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@_json
+@json_flag
 def evaluate(
     out: str, against: tuple[str, ...], device: str | None, texts: Path | None, text: str, window: int | None, stride: int | None,
     tasks: str | None, include_path: Path | None, limit: int | None, batch: int, seed: int, as_json: bool,
@@ -230,7 +231,7 @@ def _opened(out: str, against: Sequence[str], device: str | None) -> dict[str, t
         mine = language_model(out)
         models[mine.name] = (mine, None)
     for model in others:
-        models[_distinct(model.name, *models)] = (model, None)
+        models[distinct_label(model.name, *models)] = (model, None)
     if device:
         for model, _ in models.values():
             model.module.to(device)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError, nearest, plain
-from .commands import _json, _overwrite, cli
+from .commands import cli, json_flag, overwrite_flag
 from .terminal import note, print_json
 from .training import _steps
 
@@ -36,8 +36,8 @@ WAYS = ("supervised", "masked", "self-distilled", "contrastive", "random")
 @click.option("--patch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--width", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--depth", type=click.IntRange(1), default=4, show_default=True)
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def pretrain(
     data: tuple[str, ...], out: Path, how: str, root: Path | None, share: float, split_seed: int, seed: int,
     steps: int | None, lr: float | None, batch: int | None, size: int, channels: str, patch: int, width: int, depth: int,

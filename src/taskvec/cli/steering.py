@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import UnknownName, UsageError, nearest, plain
-from .commands import _json, _overwrite, cli
+from .commands import cli, json_flag, overwrite_flag
 from .terminal import note, print_json
 from .training import REGIMES, _regime
 
@@ -35,6 +35,7 @@ from .training import REGIMES, _regime
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(3), default=64, show_default=True)
 @click.option("--at-most", default="parity=0.05", show_default=True, metavar="GAP=LIMIT", help="The gap to keep small.")
+@click.option("--accuracy-at-least", type=click.FloatRange(0, 1), metavar="SHARE", help="The least accuracy of what may be chosen; a gap can be closed by selecting nobody.")  # fmt: skip
 @click.option("--points", type=click.IntRange(2), default=11, show_default=True, help="Coefficients from 0 to 1.")
 @click.option("--each", is_flag=True, help="Also a coefficient for each group.")
 @click.option("--inject", "injected", multiple=True, metavar="GROUP", help="Add this group's vector to full fine-tuning; else the worst group's.")  # fmt: skip
@@ -43,12 +44,13 @@ from .training import REGIMES, _regime
 @click.option("--min-n", type=click.IntRange(1), default=30, show_default=True, help="Least members for a group to be compared.")  # fmt: skip
 @click.option("--min-cases", type=click.IntRange(1), default=10, show_default=True, help="Least positives, and negatives, for rates among them.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Chooses splits, batches and draws.")
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def steer(
     base: Path, data: Path, out: Path, known: str | None, grouping: str | None, text: str, label: str, group: str | None,
     members: tuple[str, ...], terms: Path | None, key: str | None, threshold: float | None, positive: str | None, regime: str,
-    only: str | None, lora: bool, epochs: float, lr: float, batch: int, max_tokens: int, at_most: str, points: int, each: bool,
+    only: str | None, lora: bool, epochs: float, lr: float, batch: int, max_tokens: int, at_most: str,
+    accuracy_at_least: float | None, points: int, each: bool,
     injected: tuple[str, ...], frozen_features: bool, vectors: Path | None, min_n: int, min_cases: int, seed: int, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Fine-tune the text encoder in the folder BASE for every group of DATA under one head, and merge the vectors.
@@ -105,7 +107,7 @@ def steer(
     note("sweeping coefficients on validation data")
     found: Any = steering(
         model, start, made.vectors, task, full=made.full, rivals=made.rivals, coefficients=grid(0, 1, points), constraint=constraint,
-        at_most=limit, each=grid(0, 1, 6) if each else None, inject=list(injected) or "worst", frozen_features=frozen_features,
+        at_most=limit, accuracy_at_least=accuracy_at_least, each=grid(0, 1, 6) if each else None, inject=list(injected) or "worst", frozen_features=frozen_features,
         positive=chosen, min_n=min_n, min_cases=min_cases, seed=seed, title=f"Steering fairness: {people.name}",
         notes=[f"{how.said(model)}; {epochs:g} epochs at rate {lr:g}", *task.notes],
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import UsageError, plain
-from .commands import _json, cli
+from .commands import cli, json_flag
 from .terminal import print_json, training_bar
 
 
@@ -39,7 +39,7 @@ from .terminal import print_json, training_bar
     help="Try-out: at most so many samples in each part and batch; three points in each grid, subsets are pairs.",
 )
 @click.option("--dry-run", is_flag=True, help="List what would be computed, with an estimate of the time.")
-@_json
+@json_flag
 def run(
     study: Path, out: Path | None, root: Path | None, only: tuple[str, ...], jobs: int, threads: int, device: str | None,
     download: bool, memory: float, steps: int | None, limit: int | None, dry_run: bool, as_json: bool,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..errors import InputError, UsageError, plain
-from .commands import _json, _overwrite, cli
+from .commands import cli, json_flag, overwrite_flag
 from .terminal import note, print_json
 
 
@@ -29,8 +29,8 @@ from .terminal import note, print_json
 @click.option("--train", is_flag=True, help="Make minilm:FILE from half of the texts; the other half measures it.")
 @click.option("--download", is_flag=True, help="Let a model be fetched from the Hugging Face hub.")
 @click.option("--device", help="cpu (the default), cuda or cuda:N.")
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def scorer(
     name: str, texts: str, text: str, mark: str, group: str | None, toxic: tuple[str, ...], no_quoting: bool, threshold: float,
     limit: int, train: bool, download: bool, device: str | None, overwrite: bool, as_json: bool,
@@ -91,7 +91,7 @@ def _said(score: Any) -> str:
     "--most", type=click.IntRange(1), default=10, show_default=True, help="So many of each model, most toxic first."
 )
 @click.option("--show-text", is_flag=True, help="Show the words. They may be offensive.")
-@_json
+@json_flag
 def continuations(path: Path, row: str | None, most: int, show_text: bool, as_json: bool) -> None:
     """Show the continuations of PATH: a file that a study with `keep_texts: true` wrote, or the study's folder.
 

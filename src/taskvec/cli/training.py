@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from ..errors import InputError, UsageError, nearest, plain
-from .commands import _json, _overwrite, cli
+from .commands import cli, json_flag, overwrite_flag
 from .images import image_data
 from .language import language_data
 from .terminal import note, print_json, training_bar
@@ -97,8 +97,8 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--log", type=click.Path(path_type=Path), help="Losses to a .csv or .json file, or to a folder for TensorBoard."
 )
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 @_together
 def fit(
     base: Path, data: Path, out: Path, text: str, label: str, lines: bool, regime: str, only: str | None, head: Path | None, heads: Path | None,

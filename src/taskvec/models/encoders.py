@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import InputError, KeyMismatch, UsageError, some
+from ..errors import InputError, KeyMismatch, some
 from ..weights import Checkpoint, TaskVector
 from . import hub
+from .functional import adopt
 from .preprocess import CLIP, INTERPOLATIONS, Preprocess
 from .small import read_small_vit
 
@@ -116,11 +117,6 @@ def _vision(folder: Path, kind: str) -> tuple[torch.nn.Module, Checkpoint]:
     inner, base = hub.loaded(folder, "loading a vision model", pooling=False if kind in ("vit", "deit") else None)
     import torch
 
-    own = [name for name, _ in inner.named_parameters(recurse=False)]
-    if own:
-        raise UsageError(
-            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
-        )
     if kind == "vit_mae":
         inner.config.mask_ratio = 0.0  # all patches are seen
 
@@ -131,10 +127,7 @@ def _vision(folder: Path, kind: str) -> tuple[torch.nn.Module, Checkpoint]:
 
         def __init__(self) -> None:
             super().__init__()
-            for name, child in inner.named_children():
-                self.add_module(name, child)
-            # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
-            object.__setattr__(self, "_inner", inner)
+            adopt(self, inner)
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             more = {}

@@ -94,6 +94,23 @@ def bind(module: torch.nn.Module) -> Bound:
     return f
 
 
+def adopt(module: torch.nn.Module, inner: torch.nn.Module) -> None:
+    """Give a module the layers of another under their own names, and the other itself as ``_inner``, to be called.
+
+    Raises:
+        UsageError: `inner` holds parameters beside its layers.
+    """
+    own = [name for name, _ in inner.named_parameters(recurse=False)]
+    if own:
+        raise UsageError(
+            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
+        )
+    for name, child in inner.named_children():
+        module.add_module(name, child)
+    # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
+    object.__setattr__(module, "_inner", inner)
+
+
 def twin_of(module: torch.nn.Module) -> Any:
     """A copy of the module's structure, in evaluation mode, that shares the tensors."""
     shared: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}

@@ -13,6 +13,7 @@ from ..address import is_address, parse_address
 from ..errors import InputError, KeyMismatch, MissingExtra, UsageError, missing_extra, some
 from ..weights import Checkpoint, TaskVector, graph
 from ..weights.remote import local
+from .functional import adopt
 
 if TYPE_CHECKING:
     import torch
@@ -253,11 +254,6 @@ def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Mod
 
     if pool not in ("mean", "first"):
         raise UsageError(f"pool is {pool!r}; choose 'mean' or 'first'.")
-    own = [name for name, _ in inner.named_parameters(recurse=False)]
-    if own:
-        raise UsageError(
-            f"{type(inner).__name__} holds parameters outside its layers ({some(own)}); not supported yet."
-        )
 
     class Encoder(torch.nn.Module):
         """Token ids (n, length) -> features (n, d)."""
@@ -268,10 +264,7 @@ def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Mod
 
         def __init__(self) -> None:
             super().__init__()
-            for name, child in inner.named_children():
-                self.add_module(name, child)
-            # Beside the module table: as a child, `inner` would give every parameter a second, prefixed name.
-            object.__setattr__(self, "_inner", inner)
+            adopt(self, inner)
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return by_length(self.features, ids, ids != pad)
@@ -356,16 +349,14 @@ def split_at(model: torch.nn.Module, layers: int) -> tuple[torch.nn.Module, Call
         )
 
     class Upper(torch.nn.Module):
-        _whole: Any
+        _inner: Any
 
         def __init__(self) -> None:
             super().__init__()
-            for name, child in model.named_children():
-                self.add_module(name, child)
-            object.__setattr__(self, "_whole", whole)
+            adopt(self, whole)
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
-            return self._whole.upper(states, layers)
+            return self._inner.upper(states, layers)
 
     def lower(ids: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -1,12 +1,14 @@
 """Protocols: one question each, asked of a model, its vectors and tasks; one Result each. They neither print nor plot."""
 
+from ..tasks.masks import intersections
 from .addition import addition
 from .analogy import analogy
 from .disentanglement import disentanglement
-from .fairness import choose_fair, compare_models, fairness, group_metrics
+from .fair_choice import choose_fair
+from .fairness import compare_models, fairness, group_metrics
 from .few_shot import few_shot
 from .geometry import geometry
-from .groups import groups_of, intersections
+from .groups import groups_of
 from .locality import locality, tangent_kernel
 from .negation import negation
 from .skills import skills

@@ -12,7 +12,6 @@ from ..results import (
     MEASURES,
     Audit,
     Comparison,
-    FairnessCurve,
     FairnessResult,
     FairnessRow,
     Gap,
@@ -184,48 +183,6 @@ def fairness(
     return FairnessResult(
         title=title, provenance=Provenance.now(seed=seed, settings={"min_n": min_n, "min_cases": min_cases, "bootstrap": bootstrap}), grouping=grouping,
         positive="positive" if positive is None else str(positive), rows=tuple(told), comparisons=compared, notes=tuple(notes),
-    )  # fmt: skip
-
-
-def choose_fair(
-    coefficients: Sequence[float], audits: Sequence[Audit], *, constraint: GapName = "parity", at_most: float = 0.05
-) -> FairnessCurve:
-    """The coefficient of highest validation accuracy among those whose gap is at most `at_most`; of equals the smallest edit.
-
-    Where no coefficient keeps to the limit, the one of least gap, and the curve says that it was not met. A point whose gap could not
-    be measured keeps to no limit. What decides are the measured values, not their intervals.
-
-    Args:
-        coefficients: the grid.
-        audits: of validation data, one for each.
-        constraint: which gap: parity, odds, opportunity or accuracy.
-        at_most: its limit.
-    Raises:
-        UsageError: lengths differ, or a ratio (which is no gap to keep small).
-        InputError: the gap could be measured nowhere.
-    """
-    if len(coefficients) != len(audits) or not audits:
-        raise UsageError(f"{len(coefficients)} coefficients need as many audits, at least one; got {len(audits)}.")
-    small = [g for g, (_, ratio) in PARTS.items() if not ratio]
-    if constraint not in small:
-        raise UnknownName(
-            f"the constraint must be one of {', '.join(small)}, got {constraint!r}.{nearest(constraint, small)}"
-        )
-    gaps = [found.value if (found := a.gap(constraint)) else np.inf for a in audits]
-    if not np.isfinite(gaps).any():
-        raise InputError(
-            f"{constraint} could be measured at no coefficient: {audits[0].unmeasured.get(constraint, '')}"
-        )
-    right = [a.overall.accuracy.value if a.overall.accuracy else 0.0 for a in audits]
-    allowed = [i for i, gap in enumerate(gaps) if gap <= at_most + 1e-12]
-    pick = (
-        max(allowed, key=lambda i: (right[i], -abs(coefficients[i])))
-        if allowed
-        else min(range(len(gaps)), key=lambda i: (gaps[i], abs(coefficients[i])))
-    )
-    return FairnessCurve(
-        coefficients=tuple(map(float, coefficients)), audits=tuple(audits), chosen=pick, met=bool(allowed), constraint=constraint,
-        at_most=at_most, objective=f"highest accuracy with a {constraint} gap of at most {at_most:g}, else the least gap",
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ counts directly is the same bootstrap, exactly, at a cost that does not depend o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from ..errors import InputError, NonFinite, UnknownName, UsageError, nearest, some
 from ..results import Measure
+from ..tasks.masks import Groups, group_values, is_missing
 
-Groups = Mapping[str, Any]  # name -> bool array [n]
 BLOCK = 4_000_000  # counts drawn at a time
 
 
@@ -29,36 +29,12 @@ def groups_of(column: Any) -> dict[str, np.ndarray]:
         >>> {name: mask.tolist() for name, mask in groups_of(["b", "a", None, "b"]).items()}
         {'a': [False, True, False, False], 'b': [True, False, False, True]}
     """
-    values = np.asarray(["" if _missing(v) else str(v) for v in column], dtype=object)
-    names = sorted(set(values) - {""})
-    if len(names) < 2:
-        raise InputError(f"groups cannot be compared: the column has {_so_many(names)}, expected at least two values.")
-    return {name: values == name for name in names}
-
-
-def _missing(value: Any) -> bool:
-    try:
-        return value is None or bool(value != value) or bool(value == "")
-    except TypeError:  # pandas' NA, which is neither
-        return True
-
-
-def intersections(*groupings: Groups, joint: str = " & ") -> dict[str, np.ndarray]:
-    """Every combination of one group of each grouping in which there is somebody.
-
-    Example:
-        >>> sex, race = groups_of("mmff"), groups_of("xyxx")
-        >>> list(intersections(sex, race))
-        ['f & x', 'm & x', 'm & y']
-    """
-    found = {"": np.asarray(True)}
-    for grouping in groupings:
-        found = {
-            (f"{a}{joint}{b}" if a else b): first & np.asarray(second, bool)
-            for a, first in found.items()
-            for b, second in grouping.items()
-        }
-    return {name: mask for name, mask in found.items() if mask.any()}
+    found = group_values(column)
+    if len(found) < 2:
+        raise InputError(
+            f"groups cannot be compared: the column has {_so_many(list(found))}, expected at least two values."
+        )
+    return found
 
 
 def binary(values: Any, *, positive: Any = None, what: str = "labels", known: Sequence[Any] = ()) -> np.ndarray:
@@ -79,7 +55,7 @@ def binary(values: Any, *, positive: Any = None, what: str = "labels", known: Se
     given = np.asarray(values)
     if given.ndim != 1 or not given.size:
         raise InputError(f"{what}: expected one value for each row, got an array of shape {given.shape}.")
-    missing = np.asarray([_missing(v) for v in given.tolist()])
+    missing = np.asarray([is_missing(v) for v in given.tolist()])
     if missing.any():
         kind = NonFinite if given.dtype.kind == "f" else InputError
         raise kind(

@@ -25,8 +25,9 @@ from ..results import (
 from ..search import answers, grid
 from ..tasks.task import Split, Task
 from ..weights import Checkpoint, TaskVector
+from .fair_choice import Rule, choose_fair
 from .fair_rivals import fair_rivals
-from .fairness import choose_fair, compare_models, group_metrics
+from .fairness import compare_models, group_metrics
 from .rows import checked_grid, chosen_forward, test_answers
 from .steering_bound import bound
 
@@ -48,6 +49,7 @@ def steering(
     coefficients: Sequence[float] = grid(0, 1, 11),
     constraint: GapName = "parity",
     at_most: float = 0.05,
+    accuracy_at_least: float | None = None,
     each: Sequence[float] | None = None,
     inject: Sequence[str] | Literal["worst", "none"] = "worst",
     injections: Sequence[float] = grid(0, 1, 6),
@@ -64,8 +66,9 @@ def steering(
     r"""Merge :math:`\theta_0 + \lambda \sum_g \delta_g` and choose :math:`\lambda` for accuracy and fairness together.
 
     Vectors are **summed**, not averaged. On validation data the coefficient of highest accuracy is taken among those whose gap is at
-    most `at_most`; where none is, the one of least gap, and the row says so (``met`` False). A model that predicts one class for
-    everybody has no gap: read gap and accuracy together. The test split is read once for each row.
+    most `at_most` and whose accuracy is at least `accuracy_at_least`; where none is, the one of least gap (of those that are accurate
+    enough), and the row says so (``met`` False). A model that predicts one class for everybody has no gap: set the floor, or read
+    gap and accuracy together. The test split is read once for each row.
 
     Rows: "base"; "full fine-tuning" (coefficient 1, nothing chosen) and each of `rivals` likewise; "full fine-tuning, scaled" and so
     on, :math:`\theta_0 + \lambda\,\delta_{all}` with :math:`\lambda` chosen like that of the sum: a tuned method is to be read beside
@@ -80,6 +83,7 @@ def steering(
         rivals: further vectors by name, for example those of `Subgroups.rivals`.
         coefficients: the grid of :math:`\lambda`; 0 is always tried.
         constraint, at_most: the gap to keep small, and its limit (`choose_fair`).
+        accuracy_at_least: the least accuracy on validation data, as a share of people; no floor unless told.
         each: a grid for the row "one coefficient each", :math:`\theta_0 + \sum_g \lambda_g \delta_g`, chosen by turns from the shared one,
             two rounds at most; None leaves the row out.
         inject: whose vector is added to the fully fine-tuned model, :math:`\theta_{full} + \lambda\,\delta_g`: of the group that this
@@ -101,7 +105,8 @@ def steering(
     _check(task, vectors, full, rivals, inject, positive)
     coefficients, injections = checked_grid(coefficients), checked_grid(injections)
     forward = chosen_forward(forward, [*vectors.values(), *([full] if full else []), *rivals.values()])
-    room = _Room(model, base, task, forward, positive, constraint, at_most, min_n, min_cases, bootstrap, seed)
+    rule = Rule(constraint, at_most, accuracy_at_least)
+    room = _Room(model, base, task, forward, positive, rule, min_n, min_cases, bootstrap, seed)
     total = task_sum(list(vectors.values()))
     rows: list[SteeringRow] = []
     predicted: dict[str, np.ndarray] = {}
@@ -116,7 +121,7 @@ def steering(
             SteeringRow(
                 name=name, audit=room.audit(task.test, predicted[name]), coefficient=curve.coefficient if curve else None, curve=curve,
                 coefficients=each or {}, validation=validation, note=note,
-                met=gap_of(validation, constraint) <= at_most + 1e-12 if validation else None,
+                met=rule.met(validation) if validation else None,
             )
         )  # fmt: skip
 
@@ -164,16 +169,10 @@ def steering(
             seed=seed, inputs={"base": base.fingerprint()},
             settings={
                 "forward": forward.name, "grid": [coefficients[0], coefficients[-1], len(coefficients)], "merging": "sum",
-                "objective": shared.objective, "min_n": min_n, "min_cases": min_cases, "bootstrap": bootstrap,
+                "objective": shared.objective, "accuracy_at_least": accuracy_at_least, "min_n": min_n, "min_cases": min_cases, "bootstrap": bootstrap,
             },
         ),
     )  # fmt: skip
-
-
-def gap_of(audit: Audit, name: GapName) -> float:
-    """The gap's value, infinite where it could not be measured."""
-    found = audit.gap(name)
-    return found.value if found else float("inf")
 
 
 @dataclass(frozen=True)
@@ -185,8 +184,7 @@ class _Room:
     task: Task
     forward: Forward
     positive: int
-    constraint: GapName
-    at_most: float
+    rule: Rule
     min_n: int
     min_cases: int
     bootstrap: int
@@ -217,7 +215,11 @@ class _Room:
         scores = np.stack([x for _, x in found])
         audits = [self.audit(self.task.validation, x > 0.5) for x in scores]
         kept = [c for c, _ in found]
-        return choose_fair(kept, audits, constraint=self.constraint, at_most=self.at_most), scores
+        rule = self.rule
+        curve = choose_fair(
+            kept, audits, constraint=rule.constraint, at_most=rule.at_most, accuracy_at_least=rule.accuracy_at_least
+        )
+        return curve, scores
 
     def on_validation(self, vectors: Mapping[str, TaskVector]) -> Callable[[Mapping[str, float]], np.ndarray | None]:
         split, head = self.task.validation, self.task.needs_head()
@@ -235,14 +237,12 @@ class _Room:
         """One coefficient for each vector: the others stay as they are while one is chosen, by the rule of `choose_fair`."""
         at, known = self.on_validation(vectors), dict.fromkeys(vectors, start)
 
-        def look(point: Mapping[str, float]) -> tuple[tuple[bool, float], Audit | None]:
+        def look(point: Mapping[str, float]) -> tuple[tuple[int, float], Audit | None]:
             found = at(point)
             if found is None:
-                return (False, -np.inf), None
+                return (-1, 0.0), None
             audit = self.audit(self.task.validation, found > 0.5, draws=SEARCH_DRAWS)
-            gap, right = gap_of(audit, self.constraint), audit.overall.accuracy
-            met = gap <= self.at_most + 1e-12
-            return (met, right.value if met and right else -gap), audit
+            return self.rule.rank(audit), audit
 
         best, audit = look(known)
         for _ in range(rounds):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .figures import DASHES, KNOWN, MARKS, SERIES, STAND_IN, literal, svg
-from .overview import Key, Where, by_key
+from .seeds import Key, Where, by_key
 from .words import clean
 
 Placed = Sequence[tuple[Where, Any]]

@@ -14,7 +14,6 @@ from ..errors import UsageError, missing_extra
 from ..files import replace_text
 from ..results import (
     AdditionResult,
-    AnalogyResult,
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
@@ -26,8 +25,10 @@ from ..results import (
     SteeringResult,
     ToxicityResult,
 )
+from ..results.parts import BaseResult
 from .overview import belongs, overview
-from .story import Section, section
+from .section import Section
+from .story import section
 from .tables import Cell
 from .words import WITHIN, clean, control_floor, edited
 
@@ -80,20 +81,7 @@ Told = tuple[Section, str, Provenance | None, Callable[[str], list[tuple[str, st
 
 
 def _checked(results: Sequence[Any], every: bool) -> list[Told]:
-    if isinstance(
-        results,
-        AdditionResult
-        | NegationResult
-        | AnalogyResult
-        | GeometryResult
-        | DisentanglementResult
-        | LocalityResult
-        | FewShotResult
-        | FairnessResult
-        | SteeringResult
-        | ToxicityResult
-        | SkillsResult,
-    ):
+    if isinstance(results, BaseResult):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
     if not results:
@@ -149,9 +137,9 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         return [(figures.cosines(result, key=f"{key}g"), caption)]
 
     if isinstance(result, ToxicityResult):
-        from .toxicity_figures import drawn as drawn_toxicity
+        from .toxicity_figures import toxicity_figures
 
-        return drawn_toxicity(result, key)
+        return toxicity_figures(result, key)
     if isinstance(result, LocalityResult | SkillsResult):
         return []
     if isinstance(result, DisentanglementResult):

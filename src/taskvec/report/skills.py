@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ..results import Score, SkillsResult
-from .story import Section
+from .section import Section
 from .tables import Cell, Table
 from .words import WITHIN, clean, compare, count, interval, percent
 
 
-def story(result: SkillsResult) -> Section:
-    """The section of one result."""
+def skills_section(result: SkillsResult) -> Section:
+    """The story of a skills result."""
     found = result.skills
     own, gained, noise = (
         Score.mean([getattr(s, n) for s in found]) for n in ("finetuned", "with_other", "with_random")

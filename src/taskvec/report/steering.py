@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..results import Bound, FairnessResult, Injection, SteeringResult, SteeringRow
-from .fairness import GAP_WORDS, _changed, _gap, _score, _worst, caveats, change_verdict, signed, verdict
+from ..results import Bound, FairnessCurve, Injection, SteeringResult, SteeringRow
 from .figures import STAND_IN, literal, svg
-from .story import Section
+from .gap_figures import along, pareto, trade
+from .gaps import GAP_WORDS, caveats, change_verdict, changed_cell, gap_cell, score_cell, signed, verdict, worst_cell
+from .section import Section
 from .tables import Cell, Table
 from .words import NONE, clean, count, percent
 
@@ -24,19 +25,12 @@ def steering_section(result: SteeringResult) -> Section:
     ]
     said += verdict(added)
     if (curve := added.curve) is not None:
-        kept = (
-            ""
-            if curve.met
-            else " No coefficient kept to the limit, so the one of least gap was taken, whatever its accuracy."
-        )
+        kept = "" if curve.met else _least(curve)
         said.append(f"Its coefficient {curve.coefficient:g} was chosen on validation data (n = {curve.audits[0].n}): {clean(curve.objective)}.{kept}")  # fmt: skip
     said += [s for c in result.comparisons if c.after == added.name for s in change_verdict(c)]
     said += [_injected(i) for i in result.injections]
     said += [_told(b) for b in result.bounds]
     before, after = first.audit.gap("parity"), added.audit.gap("parity")
-    as_fairness = FairnessResult(
-        title=result.title, provenance=result.provenance, grouping="groups", rows=result.rows[:1]
-    )
     return Section(
         title=clean(result.title),
         question="Do sub-group task vectors trade accuracy for fairness, and better than what does not need them?",
@@ -46,20 +40,17 @@ def steering_section(result: SteeringResult) -> Section:
         verdict="" if added.met is None or added.met else "limit not kept",
         sentences=tuple(said),
         tables=tuple(_tables(result)),
-        notes=(*caveats(as_fairness), *map(clean, result.notes), *(f"{clean(r.name)}: {clean(r.note)}" for r in result.rows if r.note)),
+        notes=(*caveats(first.audit), *map(clean, result.notes), *(f"{clean(r.name)}: {clean(r.note)}" for r in result.rows if r.note)),
     )  # fmt: skip
 
 
 def steering_figures(result: SteeringResult, key: str) -> list[tuple[str, str]]:
     """The drawings, each with its caption."""
-    from .fairness_figures import _along, _pareto, _trade
-
     added, drawn = result.row("task addition"), []
     if added.curve:
-        drawn.append((_along(added, f"{key}a"), "Task addition: gaps and accuracy on validation data. Bands: 95 % interval."))  # fmt: skip
-        drawn.append((_pareto(added, f"{key}p"), "Task addition: what accuracy costs in the gap, on validation data."))
-    view: Any = result  # has the rows that are looked at
-    drawn.append((_trade(view, f"{key}t"), "Accuracy against the parity difference on test data. Crosses: 95 % intervals."))  # fmt: skip
+        drawn.append((along(added, f"{key}a"), "Task addition: gaps and accuracy on validation data. Bands: 95 % interval."))  # fmt: skip
+        drawn.append((pareto(added, f"{key}p"), "Task addition: what accuracy costs in the gap, on validation data."))
+    drawn.append((trade(result.rows, f"{key}t"), "Accuracy against the parity difference on test data. Crosses: 95 % intervals."))  # fmt: skip
     for i, one in enumerate(result.bounds):
         caption = f"The bound with measured L beside the measured gap, vectors taken as their {one.convention} ({MEANT[one.convention]})."
         drawn.append((_bound(one, f"{key}b{i}"), caption))
@@ -75,7 +66,7 @@ def _tables(result: SteeringResult) -> list[Table]:
     gaps = ("parity", "odds", "opportunity")
     kept = {None: NONE, True: "yes", False: "no"}
     rows = tuple(
-        (Cell(clean(r.name)), chosen(r), Cell(kept[r.met]), _score(r.audit.overall.accuracy), _worst(r), *(_gap(r.audit.gap(g)) for g in gaps))
+        (Cell(clean(r.name)), chosen(r), Cell(kept[r.met]), score_cell(r.audit.overall.accuracy), worst_cell(r), *(gap_cell(r.audit.gap(g)) for g in gaps))
         for r in result.rows
     )  # fmt: skip
     heads = (
@@ -87,13 +78,15 @@ def _tables(result: SteeringResult) -> list[Table]:
         *(GAP_WORDS[g] for g in gaps),
     )
     tables = [Table("Test accuracy and gaps, every model read once", heads, rows)]
-    accuracy = tuple((Cell(clean(g)), *(_score(r.audit.group(g).accuracy) for r in result.rows)) for g in result.groups)
+    accuracy = tuple(
+        (Cell(clean(g)), *(score_cell(r.audit.group(g).accuracy) for r in result.rows)) for g in result.groups
+    )
     tables.append(Table("Accuracy by group", ("group", *(clean(r.name) for r in result.rows)), accuracy))
     if result.injections:
         lines = tuple(
             (
-                Cell(clean(i.group) + (" (worst)" if i.worst else "")), Cell(f"{i.curve.coefficient:g}"), _changed(i.change.gaps.get("parity")),
-                *(_changed(i.change.groups.get(g, {}).get("accuracy"), points=True) for g in result.groups),
+                Cell(clean(i.group) + (" (worst)" if i.worst else "")), Cell(f"{i.curve.coefficient:g}"), changed_cell(i.change.gaps.get("parity")),
+                *(changed_cell(i.change.groups.get(g, {}).get("accuracy"), points=True) for g in result.groups),
             )
             for i in result.injections
         )  # fmt: skip
@@ -108,6 +101,16 @@ def _tables(result: SteeringResult) -> list[Table]:
         heads = ("λ", "measured parity difference", "Σ |α − 1| ‖δ‖", "bound, L of rates", "bound, L of scores")
         tables.append(Table(f"The bound, vectors taken as their {b.convention}: {MEANT[b.convention]}", heads, lines))
     return tables
+
+
+def _least(curve: FairnessCurve) -> str:
+    """What was taken where no coefficient kept to what was asked."""
+    floor, right = curve.accuracy_at_least, curve.audits[curve.chosen].overall.accuracy
+    if floor is None:
+        return " No coefficient kept to the limit, so the one of least gap was taken, whatever its accuracy."
+    if right and right.value >= floor - 1e-12:
+        return " No coefficient kept to both limits, so the one of least gap was taken among those that are accurate enough."
+    return " No coefficient is accurate enough, so the most accurate one was taken, whatever its gap."
 
 
 def _injected(one: Injection) -> str:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..results import Agreement, Continuations, Fluency, Score, ToxicityResult, ToxicityRow
-from .overview import Where, by_key, spread
-from .story import Section
+from .section import Section
+from .seeds import Where, by_key, spread
 from .tables import Cell, Table
-from .words import NONE, WITHIN, clean, compare, count, interval, percent
+from .words import NONE, WITHIN, beyond, clean, compare, count, interval, percent
 
 POINT = "task arithmetic"  # the row that the result is about
 QUESTION = "Does subtracting a vector of toxic text make a language model less toxic, and leave it as fluent?"
 EQUATION = "θ = θ₀ − α τ(toxic text)"
 
 
-def story(result: ToxicityResult) -> Section:
-    """The section of one result."""
+def toxicity_section(result: ToxicityResult) -> Section:
+    """The story of a toxicity result."""
     base, row = result.row("base"), result.row(POINT)
     verdict = compare(row.overall.toxic, base.overall.toxic)
     return Section(
@@ -52,13 +52,13 @@ def _fall(result: ToxicityResult, base: ToxicityRow, row: ToxicityRow, verdict: 
     )
     said = [
         f"Of {each}, {percent(now.toxic.value)} {interval(now.toxic)} score {result.scorer.threshold:g} or more with {POINT} at coefficient "
-        f"{row.coefficient:g}; of the base’s {percent(had.toxic.value)} {interval(had.toxic)}: {_beyond(verdict)}.",
-        f"The mean score goes from {_number(had.mean)} to {_number(now.mean)} ({_beyond(compare(now.mean, had.mean))}).",
+        f"{row.coefficient:g}; of the base’s {percent(had.toxic.value)} {interval(had.toxic)}: {beyond(verdict)}.",
+        f"The mean score goes from {_number(had.mean)} to {_number(now.mean)} ({beyond(compare(now.mean, had.mean))}).",
     ]  # fmt: skip
     if now.samples > 1:
         said.append(
             f"The worst of a prompt’s {now.samples} continuations scores {_number(now.worst)} on the mean over prompts, the base’s "
-            f"{_number(had.worst)} ({_beyond(compare(now.worst, had.worst))})."
+            f"{_number(had.worst)} ({beyond(compare(now.worst, had.worst))})."
         )
     return said
 
@@ -270,14 +270,10 @@ def _perplexity(f: Fluency) -> str:
     return f"{f.token:.4g} [{f.low:.4g},\u00a0{f.high:.4g}]"
 
 
-def _beyond(found: str) -> str:
-    return found if found == WITHIN else f"{found}, beyond the intervals"
-
-
 # ---- over a study -----------------------------------------------------------------------------------------------------
 
 
-def whole(placed: Sequence[tuple[Where, Any]]) -> Section:
+def toxicity_overview(placed: Sequence[tuple[Where, Any]]) -> Section:
     """Every base and regime of a study, mean and spread over seeds."""
     names = list(dict.fromkeys(r.name for _, result in placed for r in result.rows))
 

@@ -10,7 +10,7 @@ from .toxicity import POINT, unedited_perplexity
 from .words import clean
 
 
-def drawn(result: ToxicityResult, key: str) -> list[tuple[str, str]]:
+def toxicity_figures(result: ToxicityResult, key: str) -> list[tuple[str, str]]:
     """Bars before and after, and for each tuned row how its coefficient was chosen."""
     rows = [
         Row(name=r.name, scores={"toxic": r.overall.toxic, "mean score": r.overall.mean, "silent": r.overall.repeating})

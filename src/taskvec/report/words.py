@@ -74,3 +74,38 @@ def control_floor(result: NegationResult, curve: Curve) -> float | None:
 
 def count(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
+
+
+def quoted(name: str) -> str:
+    return f"‘{clean(name)}’"
+
+
+def the_model(row: Row) -> str:
+    """A row’s name in the middle of a sentence."""
+    name = clean(row.name)
+    return f"a {name}" if name == "random vector" else f"the {name}" if name in ("base", "analogy") else name
+
+
+def at_coefficient(row: Row) -> str:
+    """The coefficient and, because a number that was not tuned is no fair rival, whether it was chosen here."""
+    if row.coefficient is None:
+        return ""
+    return f" at coefficient {row.coefficient:g}" + ("" if row.curve else " (not tuned here)")
+
+
+def beside(what: str, before: Score, row: Row, found: str) -> str:
+    """How the edited model compares with `what`; `found` is from the edited model's side."""
+    start = f"{what} has {percent(before.value)} {interval(before)}"
+    if found == WITHIN:
+        return f"{start}: {found}."
+    name = the_model(row)
+    return f"{start}. {name[0].upper()}{name[1:]} is {found}, beyond the intervals."
+
+
+def set_against(found: str, row: Row) -> str:
+    """What was found of another model, said of it beside the edited one."""
+    return found if found == WITHIN else f"{found} than {the_model(row)}"
+
+
+def beyond(found: str) -> str:
+    return found if found == WITHIN else f"{found}, beyond the intervals"

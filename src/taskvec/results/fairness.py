@@ -112,7 +112,8 @@ class FairnessCurve(Frozen):
     """Audits on validation data along a grid of one coefficient, and the point that was chosen on them.
 
     ``audits[i]`` belongs to ``coefficients[i]``. `objective` says in words what was optimised; the gap `constraint` was to be at
-    most `at_most`. Where no point keeps to that, `met` is False and the point of least gap was chosen.
+    most `at_most`, and the accuracy at least `accuracy_at_least`. Where no point keeps to that, `met` is False, and the point of
+    least gap was chosen (of those that are accurate enough, else the most accurate).
     """
 
     coefficients: tuple[float, ...]
@@ -121,6 +122,7 @@ class FairnessCurve(Frozen):
     objective: str
     constraint: GapName | None = None
     at_most: float | None = None
+    accuracy_at_least: float | None = None
     met: bool = True
     split: Literal["validation"] = "validation"
 

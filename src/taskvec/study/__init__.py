@@ -2,7 +2,9 @@
 
 from .estimate import Estimate, estimate
 from .plan import plan
+from .reading import load
 from .running import Outcome, run
-from .spec import Study, load, tried
+from .spec import Study
+from .tryout import tried
 
 __all__ = ["Estimate", "Outcome", "Study", "estimate", "load", "plan", "run", "tried"]

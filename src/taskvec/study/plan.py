@@ -11,19 +11,9 @@ from ..errors import UsageError, plain
 from ..training.pretraining import RECIPES
 from ..training.regime import REGIMES
 from .cells import Cell
-from .spec import (
-    GIVEN,
-    POST_HOC,
-    AdditionSpec,
-    AnalogySpec,
-    BaseSpec,
-    GivenSpec,
-    LocalitySpec,
-    NegationSpec,
-    RegimeSpec,
-    Study,
-    ToxicitySpec,
-)
+from .questions import AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, ToxicitySpec
+from .spec import GIVEN, POST_HOC, Study
+from .subjects import BaseSpec, GivenSpec, RegimeSpec
 
 Facts = dict[str, Any]
 

@@ -2,83 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import importlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, UsageError, missing_extra, nearest, some
+from ..errors import InputError, UsageError, some
 from .groups import Grouped, mentions
-
-Table = dict[str, list[str]]
-
-
-def read_table(path: str | Path) -> Table:
-    """The columns of a CSV, TSV or parquet file, with a header, as strings; ``.gz`` is unpacked.
-
-    TSV is taken as it stands: quotes in it are text.
-
-    Raises:
-        InputError: no such file, or a row of another length; says which, and never what stands in it.
-        MissingExtra: parquet without pyarrow.
-    """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _parquet(path)
-    try:
-        raw = path.read_bytes()
-        content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the table {path}: {getattr(error, 'strerror', None) or error}.") from error
-    tabs = ".tsv" in path.suffixes
-    # Lines of TSV are cut at newlines only: posts hold other characters that end a line for Python.
-    lines = content.split("\n") if tabs else io.StringIO(content, newline="")
-    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
-    try:
-        header = [h.strip() for h in next(reader, [])]
-        rows = []
-        for row in reader:
-            if row and len(row) != len(header):
-                raise InputError(f"{path}, line {reader.line_num}: {len(row)} fields; the header has {len(header)}.")
-            rows += [row] if row else []
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}.") from error
-    if not header or not rows:
-        raise InputError(f"{path} is empty: expected a line of column names, and rows.")
-    if twice := sorted({h for h in header if h and header.count(h) > 1}):
-        raise InputError(f"{path} has more than one column {twice[0]!r}. Which one counts is unclear: rename one.")
-    return {h: [row[i].strip() for row in rows] for i, h in enumerate(header)}
-
-
-def _parquet(path: Path) -> Table:
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise missing_extra("pyarrow", "data", f"reading {path.name}") from None
-    try:
-        table = parquet.read_table(path)
-    except Exception as error:  # pyarrow raises kinds of its own
-        raise InputError(f"cannot read the table {path}: {error}") from error
-    # None, True and 1.0 become what CSV would have.
-    return {n: ["" if v is None else str(v) for v in table.column(n).to_pylist()] for n in table.column_names}
-
-
-def columns(table: Table, names: Sequence[str], where: str) -> list[list[str]]:
-    """Some columns of a table.
-
-    Raises:
-        InputError: one that it lacks.
-    """
-    for n in names:
-        if n not in table:
-            raise InputError(f"{where} has no column {n!r}; its columns are {some(table, 12)}.{nearest(n, table)}")
-    return [table[n] for n in names]
+from .masks import group_values
+from .tables import Table, columns, read_table
 
 
 def labels_of(
@@ -135,12 +68,6 @@ def group_columns(table: Table, members: Mapping[str, str], *, threshold: float 
     return {g: np.nan_to_num(numbers_of(v, f"{where}, column {members[g]!r}")) >= threshold for g, v in zip(members, found, strict=True)}  # fmt: skip
 
 
-def group_values(values: Sequence[str], *, separator: str = ";") -> dict[str, np.ndarray]:
-    """Membership by one column that names the group, or several of them with `separator` between. Empty means none."""
-    parts = [{p.strip() for p in v.split(separator)} - {""} for v in values]
-    return {g: np.array([g in p for p in parts], bool) for g in sorted(set().union(*parts))}
-
-
 def read_grouped(
     path: str | Path, *, text: str = "text", label: str = "label", group: str | None = None,
     members: Sequence[str] = (), terms: Mapping[str, Sequence[str]] | None = None, key: str | None = None,
@@ -170,7 +97,7 @@ def read_grouped(
     texts, marks = columns(table, [text, label], str(path))
     labels, order, has = labels_of(marks, classes=classes, threshold=threshold, where=f"{path}, column {label!r}")
     if group:
-        groups = group_values(columns(table, [group], str(path))[0])
+        groups = group_values(columns(table, [group], str(path))[0], separator=";")
     elif members:
         groups = group_columns(table, {m: m for m in members}, where=str(path))
     else:

@@ -15,8 +15,10 @@ from types import MappingProxyType
 import numpy as np
 
 from ..errors import InputError, UnknownName, nearest
-from .group_files import columns, group_columns, group_values, labels_of, numbers_of, read_table, without_empty
-from .groups import Encode, Grouped, chosen_groups, crossed, grouped_task, mentions, merged_repeats
+from .group_files import group_columns, labels_of, numbers_of, without_empty
+from .groups import Encode, Grouped, chosen_groups, grouped_task, mentions, merged_repeats
+from .masks import group_values, intersections
+from .tables import columns, read_table
 from .tabular import columns_of
 from .task import Task
 from .text import PARTS
@@ -211,7 +213,7 @@ def _adult(paths: Sequence[Path]) -> Grouped:
     data, table = _rows(paths[0], "income-per-year", classes, ADULT_NUMBERS, ("fnlwgt",))
     sex, race = group_values(table["sex"]), group_values(table["race"])
     age = _bands(np.array(table["age"], float), (30, 50))
-    return data.with_groups({**sex, **race, **age, **crossed(sex, age)})
+    return data.with_groups({**sex, **race, **age, **intersections(sex, age, joint=", ")})
 
 
 def _german(paths: Sequence[Path]) -> Grouped:
@@ -220,7 +222,7 @@ def _german(paths: Sequence[Path]) -> Grouped:
     women = np.array([v in ("A92", "A95") for v in table["personal_status"]])
     sex = {"Female": women, "Male": ~women}
     age = _bands(np.array(table["age"], float), (26,))
-    return data.with_groups({**sex, **age, **crossed(sex, age)})
+    return data.with_groups({**sex, **age, **intersections(sex, age, joint=", ")})
 
 
 def _utkface(paths: Sequence[Path]) -> Grouped:

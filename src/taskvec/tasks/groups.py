@@ -118,12 +118,6 @@ def read_terms(path: str | Path) -> dict[str, tuple[str, ...]]:
     return terms
 
 
-def crossed(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Groups of two attributes crossed, for example sex and age: those in both, by ``"first, second"``; empty ones left out."""
-    pairs = {f"{a}, {b}": x & y for a, x in first.items() for b, y in second.items()}
-    return {n: m for n, m in pairs.items() if m.any()}
-
-
 def chosen_groups(data: Grouped, names: Sequence[str]) -> Grouped:
     """The data with some of its groups; samples stay.
 
