@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UnknownName, missing_extra, nearest, plain, some
+from ..errors import InputError, UnknownName, lacks_column, missing_extra, plain
 
 MISSING = ("", "nan", "NaN")
 
@@ -87,9 +87,7 @@ def _parquet(path: Path, names: Sequence[str], missing: Sequence[str]) -> dict[s
 def _known(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
     for name in names:
         if name not in header:
-            raise UnknownName(
-                f"{plain(path)} has no column {name!r}; it has {some(header, 12)}.{nearest(name, header)}"
-            )
+            raise UnknownName(lacks_column(plain(path), name, header))
         if list(header).count(name) > 1:
             raise InputError(f"{plain(path)} has more than one column {name!r}.")
 

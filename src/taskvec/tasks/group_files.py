@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError, UsageError, missing_extra, nearest, some
+from ..errors import InputError, UsageError, lacks_column, missing_extra, some
 from .groups import Grouped, mentions
 
 Table = dict[str, list[str]]
@@ -75,7 +75,7 @@ def columns(table: Table, names: Sequence[str], where: str) -> list[list[str]]:
     """
     for n in names:
         if n not in table:
-            raise InputError(f"{where} has no column {n!r}; its columns are {some(table, 12)}.{nearest(n, table)}")
+            raise InputError(lacks_column(where, n, table))
     return [table[n] for n in names]
 
 
