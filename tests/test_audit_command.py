@@ -224,3 +224,10 @@ def test_adult(run_cli, tmp_path, monkeypatch):
     assert audit["n"] == len(rows) == 32561
     assert audit["gaps"]["parity"]["value"] == pytest.approx(shares[0] - shares[1], abs=1e-12)
     assert audit["checked"] == f"fairlearn {check}"
+
+
+def test_a_column_of_texts_in_the_place_of_labels_is_not_printed(tmp_path, run_cli):
+    rows = "".join(f"a sentence {i},{i % 2},{i % 2}\n" for i in range(60))
+    (tmp_path / "t.csv").write_text("text,who,label\n" + rows)
+    code, out, err = run_cli("audit", tmp_path / "t.csv", "--label", "text", "--prediction", "label", "--group", "who")
+    assert code == 3 and "got 60 values. Name the column of labels." in err and "a sentence" not in out + err

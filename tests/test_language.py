@@ -107,6 +107,13 @@ class TestOpening:
         with pytest.raises(UsageError, match="kind is 'encoder'"):
             language_model(folder, kind="encoder")  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF" + bytes(40)])
+    def test_a_gguf_file_that_is_cut_short_is_named(self, tmp_path, content):
+        pytest.importorskip("gguf", reason="gguf is not installed (extra: gguf)")
+        (tmp_path / "cut.gguf").write_bytes(content)
+        with pytest.raises(InputError, match=r"cut\.gguf does not open"):
+            language_model(tmp_path / "cut.gguf")
+
     @pytest.mark.parametrize("library", ["torch", "transformers"])
     def test_without_its_libraries_the_extra_is_named(self, folder, monkeypatch, library):
         monkeypatch.setitem(sys.modules, library, None)

@@ -92,10 +92,10 @@ def test_a_line_separator_inside_a_sentence_does_not_cut_it(write):
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("fine\t1\nno label here\n", {}, r"line 2: expected 'text\\tlabel', got 'no label here'"),
+        ("fine\t1\nno label here\n", {}, r"line 2: expected 'text\\tlabel', got a line of 13 characters"),
         ("fine\t1\nno label\t\n", {}, "line 2"),
         ("0 a\n1\n", {"layout": "label-text", "separator": " "}, "line 2"),
-        ("only\t1\none class\t1\n", {}, "1 class"),
+        ("only\t1\none class\t1\n", {}, "labels of 1 kind "),
         ("", {}, "0 sentences"),
         ("text,label\na,1\nb\n", {"layout": "csv"}, "line 3: expected 2 fields"),
         ("txt,label\na,1\n", {"layout": "csv"}, "no column 'text'.*Did you mean 'txt'"),
@@ -111,7 +111,7 @@ def test_malformed_rows_are_named_by_file_and_line(write, content, options, mess
 def test_unreadable_files_are_named(write, tmp_path):
     with pytest.raises(InputError, match="cannot read the sentences"):
         read_sentences(tmp_path / "absent.txt")
-    with pytest.raises(InputError, match=r"line 2: not utf-8 text.*latin-1"):
+    with pytest.raises(InputError, match=r"line 2: not utf-8 text.*`encoding`"):
         read_sentences(write("fine\t1\ncafé\t0\n", encoding="latin-1"))
     with pytest.raises(InputError, match="not a gzip file"):
         read_sentences(write("plain", "x.gz"))
@@ -240,3 +240,10 @@ def test_the_text_demo_runs(reviews, tmp_path):
     (Checkpoint.read(folder) + vector).save(
         tmp_path / "edited"
     )  # the packaged model is the base that the demo recorded
+
+
+def test_no_text_is_repeated_where_a_file_has_no_header(write):
+    """The first line of such a file may be offensive."""
+    with pytest.raises(InputError, match=r"no column 'text'; it has \(text\)\. Is its first line a header\?") as caught:
+        read_sentences(write("some sentence that nobody wants to read,1\nother,0\n", "a.csv"), layout="csv")
+    assert "sentence that" not in str(caught.value)

@@ -115,6 +115,33 @@ def some(names: Iterable[str], limit: int = 3) -> str:
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
+def told(values: Iterable[object], limit: int = 3) -> str:
+    """As `some`, for what a table holds where names were expected: sentences, which may be offensive, are not repeated.
+
+    Example:
+        >>> told(["sex", "a sentence that stands where a name should"])
+        "'sex', (text)"
+    """
+    values = list(values)
+    shown = [quoted(v) if _is_name(v) else "(text)" for v in values[:limit]]
+    rest = len(values) - limit
+    return ", ".join(dict.fromkeys(shown)) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _is_name(value: object) -> bool:
+    return len(str(value)) <= 32 and len(str(value).split()) <= 3
+
+
+def lacks_column(where: str, column: str, header: Iterable[str]) -> str:
+    """The message that a table has no such column, with those it has; of a file without a header no text is repeated."""
+    header = list(header)
+    if not header:
+        return f"{where} has no column {column!r}: it is empty."
+    hint = nearest(column, [h for h in header if _is_name(h)])
+    bare = "" if all(map(_is_name, header)) else " Is its first line a header?"
+    return f"{where} has no column {column!r}; it has {told(header, 12)}.{hint}{bare}"
+
+
 SHOWN = 20  # mistakes listed in one error
 
 

@@ -64,7 +64,9 @@ def coefficients(method: str, vectors: Sequence[TaskVector], given: Sequence[flo
         return (1.0,) * len(vectors)
     if isinstance(given, (str, int, float)) or len(given) != len(vectors):
         got = given if isinstance(given, (str, int, float)) else f"{len(given)} of them"
-        raise UsageError(f"{method}: coefficients must be a list of {len(vectors)} numbers, one a vector, got {got}.")
+        raise UsageError(
+            f"{method}: coefficients must be a list of {len(vectors)} numbers, one for each vector, got {got}."
+        )
     return tuple(within(method, "a coefficient", c) for c in given)
 
 
@@ -83,7 +85,9 @@ def statistics(
     """
     if isinstance(given, Checkpoint) or len(given) != len(vectors):
         got = "one checkpoint" if isinstance(given, Checkpoint) else str(len(given))
-        raise UsageError(f"{method}: {word} must be a list of {len(vectors)} checkpoints, one a vector, got {got}.")
+        raise UsageError(
+            f"{method}: {word} must be a list of {len(vectors)} checkpoints, one for each vector, got {got}."
+        )
     known = {n: spec.shape for v in vectors for n, spec in v.spec.items()}
     known |= {n: x.shape for v in vectors if v.base.node is not None for n, x in v.base.node.spec.items()}
     for v, s in zip(vectors, given, strict=True):
@@ -96,7 +100,7 @@ def statistics(
                 f"{len(strange)} of its names are not in {v.label} ({some(strange)})" if strange
                 else f"{len(wrong)} of its tensors have another shape ({some(wrong)})"
             )  # fmt: skip
-            raise KeyMismatch(f"{method}: {word} {s.label} belong to another model than {v.label}: {what}.")
+            raise KeyMismatch(f"{method}: {word} {s.label} is of another model than {v.label}: {what}.")
     return list(given)
 
 

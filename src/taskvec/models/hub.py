@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..address import is_address, parse_address
-from ..errors import InputError, KeyMismatch, MissingExtra, UsageError, missing_extra, some
+from ..errors import InputError, KeyMismatch, MissingExtra, TaskvecError, UsageError, missing_extra, some
 from ..weights import Checkpoint, TaskVector, graph
 from ..weights.remote import local
 from .functional import adopt
@@ -423,12 +423,15 @@ def require_transformers(purpose: str, extra: str = "hf") -> Any:
 
 @contextlib.contextmanager
 def opening(folder: Path, what: str) -> Iterator[None]:
-    """transformers at work in silence, and its refusals as one kind of error."""
+    """transformers at work in silence, and its refusals as one kind of error: of damaged files it raises whatever comes up."""
     with _quiet():
         try:
             yield
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise InputError(f"{folder} does not open as {what} of transformers: {error}") from error
+        except (TaskvecError, MemoryError):
+            raise
+        except Exception as error:
+            said = str(error).strip() or type(error).__name__
+            raise InputError(f"{folder} does not open as {what} of transformers: {said}") from error
 
 
 class _quiet:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, NonFinite, UnknownName, UsageError, nearest, some
+from ..errors import InputError, NonFinite, UnknownName, UsageError, nearest, told
 from ..results import Measure
 from ..tasks.masks import Groups, group_values, is_missing
 
@@ -68,23 +68,25 @@ def binary(values: Any, *, positive: Any = None, what: str = "labels", known: Se
     if positive is None or (known and set(distinct) <= {0, 1} and not set(distinct) <= set(known)):
         if set(distinct) <= {0, 1}:
             return given == 1
+        few = len(distinct) <= 20 or given.dtype.kind in "fiu"  # else texts, which may be offensive
         if given.dtype.kind == "f" and len(distinct) > 2:
             remedy = "They look like scores: threshold them first (probability >= 0.5), and pass them as scores too."
+        elif not few:
+            remedy = "Name the column of labels."
         else:
             remedy = (
-                f"Say which value is positive, for example positive={distinct[-1]!r}; all others are then negative."
+                f"Say which value is positive, for example positive={told(distinct[-1:])} (at the command "
+                "line --positive); all others are then negative."
             )
         raise InputError(
-            f"{what} are not binary: expected 0 and 1, got {len(distinct)} values, {some(map(str, distinct))}. {remedy}"
+            f"{what} are not binary: expected 0 and 1, got {len(distinct)} values{f', {told(distinct)}' if few else ''}. {remedy}"
         )
     strange = [v for v in distinct if known and v not in known]
     if strange:
-        raise InputError(
-            f"{what} have values that the labels do not have: {some(map(str, strange))}; labels have {some(map(str, known))}."
-        )
+        raise InputError(f"{what} have values that the labels do not have: {told(strange)}; labels have {told(known)}.")
     if positive not in (known or distinct):
         names = [str(v) for v in distinct]
-        raise UnknownName(f"{what} are never {positive!r}; they are {some(names, 8)}.{nearest(str(positive), names)}")
+        raise UnknownName(f"{what} are never {positive!r}; they are {told(names, 8)}.{nearest(str(positive), names)}")
     return np.asarray([v == positive for v in given.tolist()])
 
 

@@ -203,6 +203,9 @@ def _left(op: ast.operator, a: Any, b: Any) -> Value | None:
     return a if isinstance(op, (ast.Mult, ast.Div)) and isinstance(a, TaskVector) else None
 
 
+ALONE = ("random_drop", "magnitude_drop", "nearswap")  # of the methods that need a hyper-parameter, those of one vector
+
+
 def _call(name: str, args: list[ast.expr], keywords: list[ast.keyword], scope: _Scope) -> Any:
     if name in FUNCTIONS:
         return _function(name, args, keywords, scope)
@@ -259,7 +262,12 @@ def _hyper_parameters(
                 given[word.arg] = _hyper_parameter(name, word.arg, kind, word.value, scope)
     required = [p.name for p in wanted if p.default is p.empty and p.name not in given]
     if required and len(scope.mistakes) == before:  # else the wrong name may be meant for it
-        scope.wrong(UsageError(f"{name} needs {', '.join(required)}, for example {name}([a, b], {required[0]}=0.2)."))
+        kind = str(next(p.annotation for p in wanted if p.name == required[0]))
+        value = "[a_file, b_file]" if kind.startswith("Sequence[") else "0" if kind.startswith("int") else "0.2"
+        call = f"{name}([{'a' if name in ALONE else 'a, b'}], {required[0]}={value})"
+        scope.wrong(
+            UsageError(f"{name} needs {', '.join(required)}, for example {call}; `taskvec methods {name}` says more.")
+        )
     return given if len(scope.mistakes) == before else None
 
 

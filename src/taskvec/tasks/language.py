@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, UsageError, nearest, quoted, some
+from ..errors import InputError, UsageError, lacks_column, some, told
 from ..models.functional import require_torch
 from ..models.language import LanguageModel
 from .task import IGNORED, Head, Split, Task
@@ -84,7 +84,7 @@ def _content(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path}, line {line}: not {encoding} text. Name its encoding, for example 'latin-1'."
+            f"{path}, line {line}: not {encoding} text. Save it as UTF-8; in Python `encoding` names another."
         ) from error
     except (EOFError, gzip.BadGzipFile) as error:
         raise InputError(f"{path} is not a gzip file: {error}.") from error
@@ -99,9 +99,7 @@ def _csv_rows(path: Path, content: str, wanted: Sequence[str]) -> list[tuple[str
         header = next(reader, [])
         for column in wanted:
             if column not in header:
-                raise InputError(
-                    f"{path} has no column {column!r}; its columns are {some(header, 8)}.{nearest(column, header)}"
-                )
+                raise InputError(lacks_column(str(path), column, header))
         places = [header.index(c) for c in wanted]
         for row in reader:
             if row and len(row) != len(header):
@@ -124,7 +122,8 @@ def _json_rows(path: Path, content: str, wanted: Sequence[str]) -> list[tuple[st
             raise InputError(f"{path}, line {i}: not JSON: {error}.") from error
         if not isinstance(found, dict) or not all(isinstance(found.get(k), str) for k in wanted):
             raise InputError(
-                f"{path}, line {i}: expected an object with text under {some(wanted)}, got {quoted(line[:80])}."
+                f"{path}, line {i}: expected an object with text under {some(wanted)}, got "
+                f"{f'one with {told(found, 8)}' if isinstance(found, dict) else f'a {type(found).__name__}'}."
             )
         rows.append(tuple(found[k] for k in wanted))
     return rows

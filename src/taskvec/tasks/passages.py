@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, UsageError, missing_extra, nearest, some
+from ..errors import InputError, UsageError, lacks_column, missing_extra, nearest, some, told
 
 KINDS = (".txt", ".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -68,7 +68,7 @@ class Passages:
         known = sorted(set(self.marks))
         if wrong := [m for m in marks if m not in known]:
             raise UsageError(
-                f"{self.name} has no mark {wrong[0]!r}; it has {some(known, 8)}.{nearest(wrong[0], known)}"
+                f"{self.name} has no mark {wrong[0]!r}; it has {told(known, 8)}.{nearest(wrong[0], known)}"
             )
         return self.take([i for i, m in enumerate(self.marks) if m in marks])
 
@@ -192,7 +192,7 @@ def _rows(path: Path, wanted: Mapping[str, str], quoting: bool, encoding: str) -
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path}, line {line}: not {encoding} text. Name its encoding, for example 'latin-1'."
+            f"{path}, line {line}: not {encoding} text. Save it as UTF-8; in Python `encoding` names another."
         ) from None
     except (OSError, EOFError) as error:
         raise InputError(f"cannot read the passages {path}: {getattr(error, 'strerror', None) or error}.") from error
@@ -260,7 +260,7 @@ def _parquet(path: Path, wanted: Mapping[str, str]) -> Rows:
 def _has(where: str, wanted: Mapping[str, str], columns: Sequence[str] | Mapping[str, Any]) -> None:
     for column in wanted.values():
         if column not in columns:
-            raise InputError(f"{where} has no column {column!r}; it has {some(columns, 8)}.{nearest(column, columns)}")
+            raise InputError(lacks_column(where, column, columns))
 
 
 def fetched_passages(id: str, *, files: str = "*.parquet", revision: str | None = None) -> tuple[Path, ...]:

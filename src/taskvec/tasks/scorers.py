@@ -187,7 +187,7 @@ def _detoxify(name: str, model: str, *, device: str | None) -> Scorer:
 
 def _classifier(name: str, path: str, label: str, *, download: bool, device: str | None) -> Scorer:
     """A text classifier of transformers: the probability of the label that counts as toxic."""
-    from ..models.hub import fetched
+    from ..models.hub import fetched, opening
 
     torch = require_torch("A text classifier")
     try:
@@ -195,14 +195,12 @@ def _classifier(name: str, path: str, label: str, *, download: bool, device: str
     except ImportError:
         raise missing_extra("transformers", "hf", f"the scorer {name!r}") from None
     folder = fetched(path, download=download)
-    try:
+    with opening(folder, "a text classifier"):
         with torch.random.fork_rng(devices=[]):
             model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
                 str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{folder} does not load as a text classifier: {str(error).splitlines()[0]}") from error
     if absent := sorted(report["missing_keys"]):
         raise KeyMismatch(f"{folder} lacks {some(absent)}, so it is no text classifier: they would be random.")
     config: Any = model.config

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, UnknownName, missing_extra, nearest, plain, some
+from ..errors import InputError, UnknownName, lacks_column, missing_extra, plain
 
 Table = dict[str, list[str]]
 MISSING = ("", "nan", "NaN")
@@ -47,7 +47,7 @@ def columns(table: Table, names: Sequence[str], where: str) -> list[list[str]]:
     """
     for n in names:
         if n not in table:
-            raise InputError(f"{where} has no column {n!r}; its columns are {some(table, 12)}.{nearest(n, table)}")
+            raise InputError(lacks_column(where, n, table))
     return [table[n] for n in names]
 
 
@@ -126,9 +126,7 @@ def _parquet(path: Path, names: Sequence[str] | None = None) -> Any:
 def _known(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
     for name in names:
         if name not in header:
-            raise UnknownName(
-                f"{plain(path)} has no column {name!r}; it has {some(header, 12)}.{nearest(name, header)}"
-            )
+            raise UnknownName(lacks_column(plain(path), name, header))
         if list(header).count(name) > 1:
             raise InputError(f"{plain(path)} has more than one column {name!r}.")
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..errors import InputError, UsageError, nearest, some
+from ..errors import InputError, UsageError, lacks_column, told
 from ..models.functional import require_torch
 from .task import Split, Task
 
@@ -86,7 +86,7 @@ def read_sentences(
     classes = tuple(sorted(set(found)))
     if len(classes) < 2:
         raise InputError(
-            f"{path} has {len(texts)} sentences of {len(classes)} class(es) ({some(classes)}); expected 2 or more."
+            f"{path} has {len(texts)} sentences with labels of {len(classes)} kind{'' if len(classes) == 1 else 's'}{f' ({told(classes)})' if classes else ''}; expected 2 or more."
         )
     number = {c: i for i, c in enumerate(classes)}
     return Sentences(
@@ -106,7 +106,7 @@ def _content(path: Path, encoding: str) -> str:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{path}, line {line}: not {encoding} text. Name its encoding, for example 'latin-1'."
+            f"{path}, line {line}: not {encoding} text. Save it as UTF-8; in Python `encoding` names another."
         ) from error
 
 
@@ -121,7 +121,9 @@ def _line_rows(path: Path, content: str, layout: str, separator: str) -> list[tu
         sentence, mark = (before, after) if layout == "text-label" else (after, before)
         if not found or not mark.strip():
             shape = f"{'text' if layout == 'text-label' else 'label'}{separator}{'label' if layout == 'text-label' else 'text'}"
-            raise InputError(f"{path}, line {i}: expected {shape!r}, got {line[:60]!r}.")
+            raise InputError(
+                f"{path}, line {i}: expected {shape!r}, got a line of {len(line)} characters without that."
+            )
         rows.append((sentence.strip(), mark.strip()))
     return rows
 
@@ -132,9 +134,7 @@ def _csv_rows(path: Path, content: str, separator: str, text: str, label: str) -
         header = next(reader, [])
         for column in (text, label):
             if column not in header:
-                raise InputError(
-                    f"{path} has no column {column!r}; its columns are {some(header, 8)}.{nearest(column, header)}"
-                )
+                raise InputError(lacks_column(str(path), column, header))
         t, m = header.index(text), header.index(label)
         rows = []
         for row in reader:

@@ -99,6 +99,12 @@ def vocabulary_of(node: Node, label: str) -> Vocabulary:
         return there.params["rows"].vocabulary
     folder = there.source.described() if there.source is not None else None
     if folder is None:
+        file = there.source.files[0].name if there.source is not None and there.source.files else ""
+        if file.endswith(".gguf"):
+            raise InputError(
+                f"{label} is the GGUF file {file}, whose tokenizer is not looked at here. Write it as a folder first (`taskvec edit {label} --let "
+                f"{label}={file} -o FOLDER`), and name that."
+            )
         raise InputError(
             f"{label} was not read from a folder, so that no tokenizer lies beside it and which token a row stands for is unknown."
         )

@@ -112,7 +112,7 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     import torch
 
     bars = contextlib.redirect_stderr(io.StringIO()) if gguf_file else contextlib.nullcontext()  # gguf has its own
-    with opening(folder, f"a {kind} language model"), torch.random.fork_rng(devices=[]), bars:
+    with opening(folder / (gguf_file or ""), f"a {kind} language model"), torch.random.fork_rng(devices=[]), bars:
         module, report = auto.from_pretrained(
             str(folder), dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
         )
@@ -120,7 +120,7 @@ def language_model(path: str | Path, *, kind: Kind | None = None, gguf_file: str
     if absent:
         raise _lacking(folder, absent, type(module).__name__)
     module.eval().requires_grad_(False)
-    with opening(folder, "a tokenizer"):
+    with opening(folder / (gguf_file or ""), "a tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, **options)
     weights = None if gguf_file else under_names(Checkpoint.read(folder, label=name), module)
     return LanguageModel(module, tokenizer, kind, name, weights)
