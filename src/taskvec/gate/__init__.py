@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines import BASELINES
-    from .evaluate import evaluate, pooled
+    from .comparison import evaluate, pooled
     from .files import load, save
     from .inputs import Graphs, Rows, fingerprints, graphs, inputs_for
     from .losses import Losses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .train import GateSpec, Learned, add, pretrain
 
 _NAMES = {
-    "BASELINES": "baselines", "evaluate": "evaluate", "pooled": "evaluate", "load": "files", "save": "files", "Graphs": "inputs",
+    "BASELINES": "baselines", "evaluate": "comparison", "pooled": "comparison", "load": "files", "save": "files", "Graphs": "inputs",
     "Rows": "inputs", "fingerprints": "inputs", "graphs": "inputs", "inputs_for": "inputs", "Losses": "losses", "Gate": "model",
     "Shape": "model", "predict": "model", "routed": "model", "Molecules": "molecules", "Split": "molecules", "clean": "molecules",
     "few": "molecules", "read_molecules": "molecules", "split": "molecules", "together": "molecules", "GateSpec": "train",

@@ -149,7 +149,7 @@ def _one_hot(at: int | None, size: int) -> list[float]:
     return [float(i == at) for i in range(size)]
 
 
-def _parsed(text: str):  # noqa: ANN202  (an rdkit molecule)
+def _parsed(text: str):
     mol = require_rdkit("Reading SMILES").MolFromSmiles(text)
     if mol is None or not mol.GetNumAtoms():
         raise InputError(f"{quoted(text)} is no valid SMILES. Clean the molecules first (taskvec.gate.clean).")

@@ -106,7 +106,7 @@ def pretrain(
     model = seeded(spec.seed, build)
     properties = list(model.properties.values())
     labels = {n: p.standardised(targets[n]) for n, p in model.properties.items()}
-    some = np.isfinite(np.stack([v for v in targets.values()])).any(0)
+    some = np.isfinite(np.stack(list(targets.values()))).any(0)
     noise = torch.Generator().manual_seed(spec.seed + 1)
 
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
