@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from ..errors import TaskvecError
-from . import fairness, language, pretraining, steering, study, toxicity, training  # noqa: F401  (they add their commands)
+from . import fairness, gate, language, pretraining, steering, study, toxicity, training  # noqa: F401  (they add their commands)
 from .commands import cli
 from .terminal import note, print_json, say_error
 

@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from .inputs import Graphs, Rows, fingerprints, graphs, inputs_for
     from .losses import Losses
     from .model import Gate, Shape, predict, routed
-    from .molecules import Molecules, Split, clean, few, read_molecules, split, together
+    from .molecules import Molecules, Split, clean, few, gather, holdout, read_molecules, split, together
     from .train import GateSpec, Learned, add, pretrain
 
 _NAMES = {
     "BASELINES": "baselines", "evaluate": "comparison", "pooled": "comparison", "load": "files", "save": "files", "Graphs": "inputs",
     "Rows": "inputs", "fingerprints": "inputs", "graphs": "inputs", "inputs_for": "inputs", "Losses": "losses", "Gate": "model",
     "Shape": "model", "predict": "model", "routed": "model", "Molecules": "molecules", "Split": "molecules", "clean": "molecules",
-    "few": "molecules", "read_molecules": "molecules", "split": "molecules", "together": "molecules", "GateSpec": "train",
+    "few": "molecules", "gather": "molecules", "holdout": "molecules", "read_molecules": "molecules", "split": "molecules", "together": "molecules", "GateSpec": "train",
     "Learned": "train", "add": "train", "pretrain": "train",
 }  # fmt: skip
 
 __all__ = [
     "BASELINES", "Gate", "GateSpec", "Graphs", "Learned", "Losses", "Molecules", "Rows", "Shape", "Split", "add", "clean", "evaluate",
-    "few", "fingerprints", "graphs", "inputs_for", "load", "pooled", "predict", "pretrain", "read_molecules", "routed", "save", "split",
+    "few", "fingerprints", "gather", "graphs", "holdout", "inputs_for", "load", "pooled", "predict", "pretrain", "read_molecules", "routed", "save", "split",
     "together",
 ]  # fmt: skip
 

@@ -60,7 +60,7 @@ def fit_trunk(
     if start is not None:
         trunk.load_state_dict(start.shared(), strict=False)
     labels = {n: standardised(v, scales[n]) for n, v in targets.items()}
-    some = np.isfinite(np.stack(list(targets.values()))).any(0)
+    some = np.any(np.isfinite(np.stack(list(targets.values()))), axis=0)
 
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
         z = trunk.latent(inputs.take(rows))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError, UnknownName, UsageError, missing_extra, nearest, plain, some
-from .tables import read_table
+from .tables import header_of, read_table
 
 TOLERANCE = 0.5  # standard deviations of a target that two labels of one molecule may lie apart
 
@@ -329,3 +329,44 @@ def few(values: np.ndarray, found: Split, most: int, *, seed: int) -> Split:
             f"too few labels: {len(train)} to train, {len(validation)} to validate, {len(test)} to test. Take another split or more data."
         )
     return Split(train, validation, test)
+
+
+def holdout(rows: np.ndarray, *, share: float = 0.125, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """All but a share of these rows, at random, and that share: to train and to validate where nothing is to be tested.
+
+    Raises:
+        UsageError: fewer than three rows.
+    """
+    if len(rows) < 3:
+        raise UsageError(f"{len(rows)} labelled molecules are too few: at least 2 train and 1 validates.")
+    order = np.random.default_rng([seed, 1]).permutation(rows)
+    held = max(1, round(share * len(rows)))
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def gather(
+    paths: Sequence[str | Path],
+    *,
+    smiles: str | None = None,
+    targets: Sequence[str] | None = None,
+    most: int | None = None,
+) -> Molecules:
+    """The molecules of several files together; of each the columns that are among `targets` (or all columns of numbers).
+
+    Raises:
+        UnknownName: no file has one of the targets.
+        UsageError: no files, or a target is in several of them.
+        InputError: a file is no table, or holds no valid molecule.
+    """
+    if not paths:
+        raise UsageError("name at least one CSV file of molecules.")
+    heads = {p: header_of(p) for p in paths}
+    every = [h for head in heads.values() for h in head]
+    for name in targets or ():
+        if name not in every:
+            raise UnknownName(f"no file has a column {name!r}; there are {some(every, 20)}.{nearest(name, every)}")
+    own = {p: None if targets is None else [t for t in targets if t in head] for p, head in heads.items()}
+    sets = [
+        read_molecules(p, smiles=smiles, targets=names, most=most) for p, names in own.items() if names is None or names
+    ]
+    return sets[0] if len(sets) == 1 else together(sets)

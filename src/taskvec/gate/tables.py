@@ -106,3 +106,8 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     if not rows:
         raise InputError(f"{plain(path)} has no rows under its header.")
     return header, rows
+
+
+def header_of(path: str | Path) -> list[str]:
+    """The names of the columns."""
+    return _rows(Path(path))[0]

@@ -106,7 +106,7 @@ def pretrain(
     model = seeded(spec.seed, build)
     properties = list(model.properties.values())
     labels = {n: p.standardised(targets[n]) for n, p in model.properties.items()}
-    some = np.isfinite(np.stack(list(targets.values()))).any(0)
+    some = np.any(np.isfinite(np.stack(list(targets.values()))), axis=0)
     noise = torch.Generator().manual_seed(spec.seed + 1)
 
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -299,7 +299,7 @@ def learn(
         for group in optimiser.param_groups:
             group["lr"] = spec.lr * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / spec.steps))
         found = loss(batches.next())
-        total = sum((getattr(losses, n) * value for n, value in found.items()), torch.zeros(()))
+        total = torch.stack([getattr(losses, n) * value for n, value in found.items()]).sum()
         if not torch.isfinite(total):
             raise NonFinite(
                 f"the loss is not a number after {step} updates ({', '.join(f'{n} {v.item():g}' for n, v in found.items())}). "

@@ -18,6 +18,7 @@ from ..results import (
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
+    GateResult,
     GeometryResult,
     LocalityResult,
     NegationResult,
@@ -92,7 +93,8 @@ def _checked(results: Sequence[Any], every: bool) -> list[Told]:
         | FairnessResult
         | SteeringResult
         | ToxicityResult
-        | SkillsResult,
+        | SkillsResult
+        | GateResult,
     ):
         raise UsageError("a report takes a list of results, got one result: write([result], path).")
     results = list(results)
@@ -170,6 +172,10 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         from .fairness_figures import fairness_figures
 
         return fairness_figures(result, key)
+    if isinstance(result, GateResult):
+        from .gate import gate_figures
+
+        return gate_figures(result, key)
     if isinstance(result, SteeringResult):
         from .steering import steering_figures
 

@@ -14,6 +14,7 @@ from ..results import (
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
+    GateResult,
     GeometryResult,
     LocalityResult,
     NegationResult,
@@ -79,6 +80,10 @@ def section(result: Any) -> Section:
             from .skills import story as skills_story
 
             return skills_story(result)
+        case GateResult():
+            from .gate import gate_section
+
+            return gate_section(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected a result of a protocol. Read files with taskvec.results.read_result(s) first."
     )
