@@ -113,7 +113,6 @@ def read_molecules(
     smiles: str | None = None,
     targets: Sequence[str] | None = None,
     prefix: str = "",
-    most: int | None = None,
 ) -> Molecules:
     """Molecules of a CSV file, cleaned by `clean`.
 
@@ -122,7 +121,6 @@ def read_molecules(
         smiles: the column of SMILES, else the one called so.
         targets: the columns to predict, else all columns of numbers.
         prefix: put before the names of the targets, for `together`.
-        most: at most so many rows: those from the top.
     Raises:
         InputError: not a table, or no molecule in it is valid.
         UnknownName: no such column.
@@ -130,7 +128,7 @@ def read_molecules(
     """
     column, table = read_table(path, smiles=smiles, targets=targets)
     try:
-        return clean(column[:most], {prefix + n: v[:most] for n, v in table.items()})
+        return clean(column, {prefix + n: v for n, v in table.items()})
     except InputError as error:
         raise InputError(f"{plain(path)}: {error}") from error
 
@@ -349,7 +347,6 @@ def gather(
     *,
     smiles: str | None = None,
     targets: Sequence[str] | None = None,
-    most: int | None = None,
 ) -> Molecules:
     """The molecules of several files together; of each the columns that are among `targets` (or all columns of numbers).
 
@@ -366,7 +363,5 @@ def gather(
         if name not in every:
             raise UnknownName(f"no file has a column {name!r}; there are {some(every, 20)}.{nearest(name, every)}")
     own = {p: None if targets is None else [t for t in targets if t in head] for p, head in heads.items()}
-    sets = [
-        read_molecules(p, smiles=smiles, targets=names, most=most) for p, names in own.items() if names is None or names
-    ]
+    sets = [read_molecules(p, smiles=smiles, targets=names) for p, names in own.items() if names is None or names]
     return sets[0] if len(sets) == 1 else together(sets)
