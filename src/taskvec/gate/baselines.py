@@ -130,7 +130,7 @@ def weight_addition(
     merged = seeded(0, lambda: Trunk(base.shape, {n: t.scales[n] for n, t in tuned.items()}))
     for name, trunk in tuned.items():
         merged.head(name).load_state_dict(trunk.head(name).state_dict())
-    labels = {n: standardised(v, merged.scales[n]) for n, v in targets.items()}
+    labels = {n: standardised(targets[n], merged.scales[n]) for n in tuned}
 
     def put(coefficient: float) -> None:
         point = start + coefficient * total

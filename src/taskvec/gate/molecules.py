@@ -292,6 +292,8 @@ def split(
     for i in np.random.default_rng([seed, folds, fold]).permutation(len(rest)):
         if len(chosen) + len(rest[i]) <= wanted:
             chosen += rest[i]
+    if not chosen and len(rest) > 1:
+        chosen = min(rest, key=len)
     held = {*chosen, *parts[fold]}
     train = [i for i in range(len(smiles)) if i not in held]
     found = Split(*(np.array(sorted(x), np.int64) for x in (train, chosen, parts[fold])))

@@ -323,6 +323,7 @@ def learn(
     with torch.no_grad():
         for p, value in zip(parameters, kept, strict=True):
             p.copy_(value)
+            p.grad = None  # what is frozen later shows that it got none
     last = {n: float(np.mean(v[-max(1, len(v) // 10) :])) for n, v in said.items()}
     return Ran(chosen, looks, last, time.process_time() - began)
 
