@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: train)")
 
 from taskvec import report  # noqa: E402
-from taskvec.errors import InputError, KeyMismatch, MissingExtra, NonFinite, UnknownName, UsageError  # noqa: E402
+from taskvec.errors import BaseMismatch, InputError, KeyMismatch, MissingExtra, NonFinite, UnknownName, UsageError  # noqa: E402
 from taskvec.gate import GateSpec, Losses, Rows, Shape, add, load, pooled, predict, pretrain, routed, save  # noqa: E402
 from taskvec.gate import losses as terms  # noqa: E402
 from taskvec.gate.baselines import fit_trunk, predict_trunk, weight_addition  # noqa: E402
@@ -114,6 +114,10 @@ def test_additions_leave_everything_before_them_bit_identical_in_any_order() -> 
         assert predict(other, x)[name].tobytes() == values.tobytes(), name
     assert predict(both, x)["second"].tobytes() == predict(other, x)["second"].tobytes()
     assert both.sources == ("a", "b.c", "d")
+    apart = one.joined(more["second"](base().model))  # added elsewhere, at the same time
+    assert bits(apart) == bits(both) and apart.names == both.names
+    with pytest.raises(BaseMismatch, match="'first' differs"):
+        one.joined(add(base().model, "first", x, y["first"], TRAIN[:40], VALIDATION[:15], spec=QUICK).model)
 
 
 def test_an_addition_costs_one_pass_of_each_source_for_each_update() -> None:

@@ -96,7 +96,7 @@ def standardised(values: np.ndarray, scaled: tuple[float, float]) -> torch.Tenso
 def forest(
     rows: Rows, labels: np.ndarray, train: np.ndarray, test: np.ndarray, *, seed: int, trees: int = 100
 ) -> np.ndarray:
-    """A random forest of regression trees on fingerprints (scikit-learn); validation labels are not used."""
+    """A random forest of regression trees on fingerprints (scikit-learn)."""
     try:
         from sklearn.ensemble import RandomForestRegressor
     except ImportError as error:

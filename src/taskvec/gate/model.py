@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import UnknownName, UsageError, nearest, some
+from ..errors import BaseMismatch, UnknownName, UsageError, nearest, some
 from .inputs import ATOM_WIDTH, BITS, BOND_WIDTH, Embedding, Graphs, Inputs, Rows
 
 BATCH = 512  # molecules at a time where nothing is learnt
@@ -162,6 +162,26 @@ class Gate(nn.Module):
         if name in self.names:
             raise UsageError(f"the network has a property {name!r} already. Give the new one another name.")
         return Gate(self.shape, self.embedding, {**self.properties, name: modules}, self.sources)
+
+    def joined(self, other: Gate) -> Gate:
+        """The same network with what was added to `other`, which grew from the same sources elsewhere.
+
+        Raises:
+            BaseMismatch: the embedding or a property that both have differs in a bit.
+        """
+        if self.shape != other.shape or not _same(self.embedding, other.embedding):
+            raise BaseMismatch("cannot join two networks: their embeddings differ. Add to one pre-trained network.")
+        new = {n: p for n, p in other.properties.items() if n not in self.names}
+        for name in set(self.names) & set(other.names):
+            a, b = self.of(name), other.of(name)
+            if (a.mean, a.std) != (b.mean, b.std) or not _same(a, b):
+                raise BaseMismatch(f"cannot join two networks: {name!r} differs. Give one of the two another name.")
+        return Gate(self.shape, self.embedding, {**self.properties, **new}, self.sources)
+
+
+def _same(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in ours.items())
 
 
 def seeded(seed: int, make: Any) -> Any:
