@@ -175,8 +175,8 @@ def add(
 
     The new modules minimise :math:`l_{tot}` (see `Losses`) against each source, the pair terms as means over the sources. Source
     modules and the embedding give no gradient, so outputs of what was there are the same bits as before, and properties that are
-    added against the sources do not depend on one another or on their order. An update costs one pass through the encoder and
-    transfer of each source (linear; inferred of the paper).
+    added against the sources do not depend on one another or on their order. An update costs one pass of perturbed molecules
+    through the encoder and transfer of each source (linear; inferred of the paper).
 
     Args:
         model: a network with sources; it is not changed.
@@ -220,28 +220,29 @@ def add(
         with torch.no_grad():
             return [s.transfer(s.encoder(points)) for s in sources]
 
+    fixed = frozen(shared)  # where the sources put every molecule: this never changes
+
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
         x, y = shared[rows], scaled[rows]
         found = {"regression": terms.regression(new.head(new.encoder(x))[:, 0], y)}
         if not _aligned(losses):
             return found
-        fixed = frozen(x)
         if losses.mapping:
-            found["mapping"] = mean(terms.mapping(new.head(new.inverse(f))[:, 0], y) for f in fixed)
+            found["mapping"] = mean(terms.mapping(new.head(new.inverse(f[rows]))[:, 0], y) for f in fixed)
         if drawn is not None:
-            x = torch.cat([x, shared[drawn.next()]])
-            fixed = frozen(x)
+            rows = torch.cat([rows, drawn.next()])
+            x = shared[rows]
         latent = new.encoder(x)
         frame = new.transfer(latent)
         if losses.autoencoding:
             found["autoencoding"] = terms.autoencoding(latent, new.inverse(frame))
         if losses.consistency:
-            found["consistency"] = mean(terms.consistency(f, frame) for f in fixed)
+            found["consistency"] = mean(terms.consistency(f[rows], frame) for f in fixed)
         if losses.displacement:
             near = perturbed(x, losses, noise)
             moved = new.transfer(new.encoder(near))
             found["displacement"] = mean(
-                terms.displacement(f, m, frame, moved) for f, m in zip(fixed, frozen(near), strict=True)
+                terms.displacement(f[rows], m, frame, moved) for f, m in zip(fixed, frozen(near), strict=True)
             )
         return found
 

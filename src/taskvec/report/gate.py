@@ -6,12 +6,13 @@ from typing import Any
 
 from ..results import GateResult, Relative
 from ..results.gate import GATE, SINGLE
-from .figures import MARKS, SERIES, STAND_IN, literal, svg
+from .figures import SERIES, STAND_IN, literal, svg
 from .story import Section
 from .tables import Cell, Table
 from .words import NONE, WITHIN, clean, count
 
 POINTS = 300  # of a parity plot
+RIVALS = ("s", "^", "v", "P", "X")
 LOOKS = {GATE: ("c1", "D"), SINGLE: ("c0", "o")}
 
 
@@ -124,7 +125,7 @@ def _ratios(result: GateResult, key: str) -> str:
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         for i, m in enumerate(shown):
-            colour, mark = LOOKS.get(m, (SERIES[1 + i % (len(SERIES) - 1)], MARKS[i % len(MARKS)]))
+            colour, mark = LOOKS.get(m, (SERIES[1 + i % (len(SERIES) - 1)], RIVALS[i % len(RIVALS)]))
             for k, t in enumerate(result.targets):
                 r, y = result.relative[t][m], k * step + i
                 axes.plot([r.low, r.high], [y, y], color=STAND_IN[colour], linewidth=1.4)
