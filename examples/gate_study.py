@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1500)
     parser.add_argument("--labels", type=int, default=200)
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--pretraining-steps", type=int, default=4000)
     parser.add_argument("--embedding", default="graph")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
@@ -78,7 +79,7 @@ def main() -> None:
                 evaluate(
                     molecules, sources=[n for c in SOURCES.values() for n in c.values()], by=by, labels=options.labels,
                     targets=[n for c in TARGETS.values() for n in c.values()], shape=Shape(embedding=options.embedding, width=64),
-                    spec=GateSpec(steps=options.steps, seed=seed), title=f"Few labels beside many, {by} split",
+                    spec=GateSpec(steps=options.steps, seed=seed), pretraining=GateSpec(steps=options.pretraining_steps), title=f"Few labels beside many, {by} split",
                     progress=lambda line: print(f"{time.process_time() - began:6.0f} s  {line}", file=sys.stderr),  # noqa: B023
                 ).write(path)  # fmt: skip
             results.append(read_result(path))

@@ -212,12 +212,14 @@ def test_evaluate_reads_test_labels_only_to_score(
         "--steps",
         10,
     ]
-    common += ["--width", 16, "--latent", 8]
+    common += ["--width", 16, "--latent", 8, "--pretraining-steps", 12]
     code, out, err = run_cli("gate", "evaluate", table, *common, "-o", tmp_path / "r.json", "--split", "scaffold")
     assert code == 0, err
     assert "the same bits" in out and "random forest" in out
     found = json.loads((tmp_path / "r.json").read_text())
     (target,) = found["runs"][0]["targets"]
+    steps = found["provenance"]["settings"]
+    assert (steps["spec"]["steps"], steps["pretraining"]["steps"]) == (10, 12)
     assert target["train"] + target["validation"] == 20
     assert set(found["methods"]) == {
         "task addition",

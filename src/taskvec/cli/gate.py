@@ -227,6 +227,7 @@ def predict(
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which of them tests.")
 @click.option("--seeds", default="0", show_default=True, help="One run for each, with commas between.")
+@click.option("--pretraining-steps", type=click.IntRange(1), help="Updates where all labels of the sources are used; else as --steps.")  # fmt: skip
 @_smiles
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The result, *.json, for `taskvec report`.")  # fmt: skip
 @_with(_sizes)
@@ -236,7 +237,7 @@ def predict(
 def evaluate(
     data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, folds: int, fold: int, seeds: str,
     smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
-    factors: tuple[str, ...], overwrite: bool, as_json: bool,
+    factors: tuple[str, ...], pretraining_steps: int | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pre-train on the sources, add each target from few labels, and train the rivals on the same: a single-task network, a
     multi-task network, fine-tuning, a random forest, and task arithmetic on the shared trunk.
@@ -260,7 +261,8 @@ def evaluate(
     found = pooled([
         compare(
             molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=fold, shape=shape, losses=losses,
-            spec=_spec(steps, lr, batch, s), progress=lambda line, s=s: note(f"seed {s}: {line}"),
+            spec=_spec(steps, lr, batch, s), pretraining=_spec(pretraining_steps or steps, lr, batch, s),
+            progress=lambda line, s=s: note(f"seed {s}: {line}"),
         )
         for s in chosen
     ])  # fmt: skip

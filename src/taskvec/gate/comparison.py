@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +35,7 @@ def evaluate(
     shape: Shape | None = None,
     losses: Losses | None = None,
     spec: GateSpec | None = None,
+    pretraining: GateSpec | None = None,
     methods: Sequence[str] = BASELINES,
     pool: bool = True,
     title: str = "Task addition by geometric alignment",
@@ -49,6 +51,8 @@ def evaluate(
         targets: properties of which at most `labels` labels train and validate, added independently of one another.
         by, folds, fold: the split; see `taskvec.gate.split`.
         shape, losses, spec: sizes, factors, and how to learn; ``spec.seed`` is also that of the split.
+        pretraining: how to learn where all sources' labels are used (stage 1, the shared trunk, the multi-task network), else as `spec`;
+            its seed does not count.
         methods: rivals, of `BASELINES`; the single-task network is always among them.
         pool: let unlabelled training molecules align the frames too; see `taskvec.gate.add`.
         progress: called with what begins.
@@ -58,6 +62,7 @@ def evaluate(
         InputError, UsageError: too few labels.
     """
     shape, losses, spec = shape or Shape(), losses or Losses(), spec or GateSpec()
+    long = replace(pretraining or spec, seed=spec.seed)
     tell = progress or (lambda _: None)
     for name in methods:
         if name not in BASELINES:
@@ -74,7 +79,7 @@ def evaluate(
 
     tell("pre-training on the sources")
     known = {n: wanted[n] for n in sources}
-    stage1 = pretrain(inputs, known, split.train, split.validation, shape=shape, losses=losses, spec=spec)
+    stage1 = pretrain(inputs, known, split.train, split.validation, shape=shape, losses=losses, spec=long)
     seconds["pre-training"] = stage1.seconds
     notes = list(stage1.notes)
     source_rows = {n: labelled(wanted[n], split.test) for n in sources}
@@ -119,12 +124,12 @@ def evaluate(
             few_labels = wanted[n].copy()
             few_labels[np.setdiff1d(np.arange(len(few_labels)), np.concatenate([part.train, part.validation]))] = np.nan
             every = {**known, n: few_labels}
-            trunk, ran = fit_trunk(inputs, every, split.train, split.validation, shape=shape, spec=spec)
+            trunk, ran = fit_trunk(inputs, every, split.train, split.validation, shape=shape, spec=long)
             said[n]["multi-task"] = predict_trunk(trunk, held, n)
             seconds[f"multi-task {n}"] = ran.seconds
     if {"fine-tuned", "weight addition"} & set(methods):
         tell("pre-training a shared trunk")
-        base, ran = fit_trunk(inputs, known, split.train, split.validation, shape=shape, spec=spec)
+        base, ran = fit_trunk(inputs, known, split.train, split.validation, shape=shape, spec=long)
         seconds["pre-training the trunk"] = ran.seconds
         tuned = {}
         for n in targets:
@@ -155,6 +160,7 @@ def evaluate(
     settings = {
         "folds": folds, "labels": labels, "pool": pool, "shape": vars(shape), "losses": vars(losses),
         "spec": {k: v for k, v in vars(spec).items() if k != "seed"},
+        "pretraining": {k: v for k, v in vars(long).items() if k != "seed"},
     }  # fmt: skip
     return GateResult(
         title=title, provenance=Provenance.now(seed=spec.seed, settings=settings), split=by, embedding=embedding, methods=tuple(order),
