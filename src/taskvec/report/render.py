@@ -17,6 +17,7 @@ from ..results import (
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
+    GateResult,
     GeometryResult,
     LocalityResult,
     NegationResult,
@@ -158,6 +159,10 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         from .fairness_figures import fairness_figures
 
         return fairness_figures(result, key)
+    if isinstance(result, GateResult):
+        from .gate import gate_figures
+
+        return gate_figures(result, key)
     if isinstance(result, SteeringResult):
         from .steering import steering_figures
 

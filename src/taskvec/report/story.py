@@ -11,6 +11,7 @@ from ..results import (
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
+    GateResult,
     GeometryResult,
     LocalityResult,
     NegationResult,
@@ -61,6 +62,10 @@ def section(result: Any) -> Section:
             return toxicity_section(result)
         case SkillsResult():
             return skills_section(result)
+        case GateResult():
+            from .gate import gate_section
+
+            return gate_section(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected a result of a protocol. Read files with taskvec.results.read_result(s) first."
     )

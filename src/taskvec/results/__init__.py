@@ -31,6 +31,8 @@ from .fairness import (
     Group,
     Measure,
 )
+from .gate import Error as RegressionError
+from .gate import GateResult, GateRun, GateTarget, Relative
 from .generation import Agreement, Continuations, Fluency, Point, ScoredBy, ToxicityResult, ToxicityRow
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .steering import Bound, BoundPoint, Injection, SteeringResult, SteeringRow, Worst
@@ -59,6 +61,9 @@ __all__ = [
     "Fluency",
     "Gap",
     "GapName",
+    "GateResult",
+    "GateRun",
+    "GateTarget",
     "GeometryResult",
     "Group",
     "Injection",
@@ -68,6 +73,8 @@ __all__ = [
     "Pair",
     "Point",
     "Provenance",
+    "RegressionError",
+    "Relative",
     "Result",
     "Row",
     "Score",
@@ -97,7 +104,8 @@ Result = Annotated[
     | FairnessResult
     | SteeringResult
     | ToxicityResult
-    | SkillsResult,
+    | SkillsResult
+    | GateResult,
     Field(discriminator="kind"),
 ]
 LOG = logging.getLogger("taskvec")
