@@ -13,7 +13,7 @@ import click
 
 from ..errors import UsageError, nearest, plain
 from ..files import replace_text
-from .commands import _Group, _json, _overwrite, cli
+from .commands import _Group, json_option, overwrite_option, cli
 from .terminal import note, print_json, training_bar
 
 EMBEDDINGS = ("graph", "fingerprint")
@@ -81,8 +81,8 @@ def gate() -> None:
 @_out
 @_with(_sizes)
 @_with(_learning)
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def pretrain(
     data: tuple[Path, ...], targets: tuple[str, ...], smiles: str | None, out: Path, embedding: str, width: int, latent: int,
     depth: int, steps: int, lr: float, batch: int, factors: tuple[str, ...], seed: int, overwrite: bool, as_json: bool,
@@ -122,8 +122,8 @@ def pretrain(
 @_smiles
 @_out
 @_with(_learning)
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def add(
     model: Path, data: Path, target: str, name: str | None, against: tuple[str, ...], unlabelled: Path | None, smiles: str | None,
     out: Path, steps: int, lr: float, batch: int, factors: tuple[str, ...], seed: int, overwrite: bool, as_json: bool,
@@ -175,8 +175,8 @@ def add(
 @click.option("--property", "names", multiple=True, metavar="NAME", help="A property; repeat. Else all.")
 @_smiles
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="The CSV file to write; else standard output.")
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def predict(
     model: Path, data: Path, names: tuple[str, ...], smiles: str | None, out: Path | None, overwrite: bool, as_json: bool
 ) -> None:  # fmt: skip
@@ -232,8 +232,8 @@ def predict(
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The result, *.json, for `taskvec report`.")  # fmt: skip
 @_with(_sizes)
 @_with(_learning[:-1])
-@_overwrite
-@_json
+@overwrite_flag
+@json_flag
 def evaluate(
     data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, folds: int, fold: int, seeds: str,
     smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
@@ -277,7 +277,7 @@ def evaluate(
 
 @gate.command(short_help="What a network knows, from its files alone.")
 @click.argument("model", type=click.Path(path_type=Path))
-@_json
+@json_flag
 def inspect(model: Path, as_json: bool) -> None:
     """Sizes, properties with their scales, and how each was learnt. Reads no weights."""
     from ..gate.files import facts_of
