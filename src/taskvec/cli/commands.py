@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import UnknownName, nearest
 
 
-class _Group(click.Group):
+class Group(click.Group):
     """Suggests the nearest command, and lists commands in the order of a first session."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -25,7 +25,7 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="taskvec")
 def cli() -> None:
     """Edit trained models by arithmetic on their weights.

@@ -13,7 +13,7 @@ import click
 
 from ..errors import UsageError, nearest, plain
 from ..files import replace_text
-from .commands import _Group, json_option, overwrite_option, cli
+from .commands import Group, cli, json_flag, overwrite_flag
 from .terminal import note, print_json, training_bar
 
 EMBEDDINGS = ("graph", "fingerprint")
@@ -63,7 +63,7 @@ def _with(options: list[Any]) -> Callable[[Callable[..., None]], Callable[..., N
     return decorate
 
 
-@cli.group(cls=_Group, short_help="Properties of molecules: pre-train, add, predict, evaluate.")
+@cli.group(cls=Group, short_help="Properties of molecules: pre-train, add, predict, evaluate.")
 def gate() -> None:
     """Regression on molecules where task addition adds modules, not weights (geometric alignment, arXiv:2409.16645).
 
