@@ -244,6 +244,8 @@ def test_the_text_demo_runs(reviews, tmp_path):
 
 def test_no_text_is_repeated_where_a_file_has_no_header(write):
     """The first line of such a file may be offensive."""
-    with pytest.raises(InputError, match=r"no column 'text'; it has \(text\)\. Is its first line a header\?") as caught:
+    with pytest.raises(
+        InputError, match=r"no column 'text'; it has \(text\), '1'\. Is its first line a header\?"
+    ) as caught:
         read_sentences(write("some sentence that nobody wants to read,1\nother,0\n", "a.csv"), layout="csv")
     assert "sentence that" not in str(caught.value)
