@@ -190,7 +190,7 @@ def draw(path: Path) -> str:
     rows = []
     for name, r in read["rows"].items():
         k = r["kinds"]
-        peer_name = "fusion_bench" if ROWS[name].fusion else "mergekit" if "peer" in k else ""
+        peer_name = "" if "peer" not in k else "fusion_bench" if ROWS[name].fusion else "mergekit"
         cells = [
             name,
             f"{r['gigabytes']:g}",
