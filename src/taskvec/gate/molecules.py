@@ -96,7 +96,7 @@ def canonical(smiles: str) -> tuple[str, bool] | None:
     """
     chem = require_rdkit("Reading SMILES")
     from rdkit import rdBase  # pyright: ignore[reportMissingImports]
-    from rdkit.Chem.Descriptors import MolWt  # pyright: ignore[reportMissingImports]
+    from rdkit.Chem.Descriptors import MolWt  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     with rdBase.BlockLogs():
         mol = chem.MolFromSmiles(smiles) if smiles else None
