@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..weights import Op
 from ..weights.entry import Words
 
 Array = Any  # NumPy array or any other of the array API standard
+ROWS = 1 << 17  # entries that are worked on at a time where whole rows are needed
 PHILOX_WORDS = 4  # 64-bit words per counter value of numpy.random.Philox
 
 
@@ -30,6 +31,13 @@ def on_host(arrays: Sequence[Array]) -> tuple[list[np.ndarray], Any]:
         return array_namespace(arrays[0]).asarray(result, device=arrays[0].device)
 
     return host, back
+
+
+def some_rows(matrix: np.ndarray) -> Iterator[slice]:
+    """A matrix's rows, as many at a time as stay in cache and at least one: what is computed of them stays small."""
+    step = max(1, ROWS // max(1, matrix.shape[1]))
+    for i in range(0, len(matrix), step):
+        yield slice(i, i + step)
 
 
 def trim(arrays: Sequence[Array], *, cut: float) -> Array:

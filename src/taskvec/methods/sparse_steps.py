@@ -9,7 +9,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ..weights import Op
-from .elementwise import Array, _random_words, on_host
+from .elementwise import Array, _random_words, on_host, some_rows
 
 
 def _masked(x: Array, mask: Array) -> Array:
@@ -53,14 +53,29 @@ def ranked_drop(
     """See `della`: keep entries of a row with a probability that rises with the rank of their magnitude."""
     host, back = on_host(arrays)
     x = host[0]
-    rows = x.reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim > 1 else x.reshape(1, x.size)
-    n = rows.shape[1]
-    ranks = np.empty(rows.shape, np.int64)
-    np.put_along_axis(ranks, np.argsort(np.abs(rows), axis=1, kind="stable"), np.arange(n)[None, :], axis=1)
-    keep = density - epsilon + 2 * epsilon * ranks / (n - 1) if n > 1 else np.full(rows.shape, density)
-    words = _random_words(seed, at, (x.size + 1) // 2 + 1).view(np.uint32)[: x.size].reshape(rows.shape)
-    kept = rows * (words < np.round(keep * 2**32))
-    return back(kept / keep if rescale else kept)
+    matrix = x.reshape(x.shape[0], math.prod(x.shape[1:])) if x.ndim > 1 else x.reshape(1, x.size)
+    n = matrix.shape[1]
+    chance = density - epsilon + 2 * epsilon * np.arange(n) / (n - 1) if n > 1 else np.full(n, density)  # by rank
+    out = np.empty_like(matrix)
+    for rows in some_rows(matrix):
+        part, first = matrix[rows], at[1] + rows.start * n
+        words = _random_words(seed, (at[0], first), part.size // 2 + 2).view(np.uint32)[first % 2 :][: part.size]
+        keep = np.empty(part.shape)
+        np.put_along_axis(keep, _by_magnitude(part), chance[None, :], axis=1)
+        kept = part * (words.reshape(part.shape) < np.round(keep * 2**32))
+        out[rows] = kept / keep if rescale else kept
+    return back(out)
+
+
+def _by_magnitude(rows: np.ndarray) -> np.ndarray:
+    """Each row's places in order of magnitude, equal ones in order of place."""
+    size, n = np.abs(rows), rows.shape[1]
+    if size.dtype != np.float32:
+        return np.argsort(size, axis=1, kind="stable")
+    # The bits of positive numbers rise with them. With the place behind them no two are equal, and any fast sort will do.
+    keys = size.view(np.uint32).astype(np.uint64) << 32 | np.arange(n, dtype=np.uint64)
+    keys.sort(axis=1)
+    return (keys & 0xFFFFFFFF).astype(np.int64)
 
 
 def score(arrays: Sequence[Array], *, low: float, high: float, tasks: int) -> Array:

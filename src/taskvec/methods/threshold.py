@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from ..weights import Checkpoint, Op, TaskVector, lift, named
 from . import checks
-from .elementwise import Array, on_host
+from .elementwise import Array, on_host, some_rows
 from .sparse_steps import CLIP
 
 
@@ -93,21 +93,32 @@ def ram(
 
 
 def important(arrays: Sequence[Array]) -> Array:
-    """See `arcee_fusion`: the vector, then the base."""
+    """See `arcee_fusion`: the vector, then the base. Some rows at a time, but for the scores, which are held twice over."""
     host, back = on_host(arrays)
-    x, start = (h.astype(np.float64) for h in host)
-    if not x.size:
+    if not host[0].size:
         return arrays[0]
-    p, q = _softmax(start + x) + 1e-8, _softmax(start) + 1e-8
-    score = np.abs(x) * (p * np.log(p / q)).sum(axis=-1, keepdims=True)
-    flat = np.sort(score, axis=None)
-    low, middle, high = (flat[int(np.float32(share) * (flat.size - 1))] for share in (0.25, 0.5, 0.75))
-    return back(np.where(score >= middle + 1.5 * (high - low), x, 0.0))
+    x, start = (h.reshape(-1, h.shape[-1] if h.ndim else 1) for h in host)
+    divergences = np.empty((len(x), 1))
+    score = np.empty(x.shape)
+    for rows in some_rows(x):
+        wide, from_ = x[rows].astype(np.float64), start[rows].astype(np.float64)
+        p, q = _softmax(from_ + wide) + 1e-8, _softmax(from_) + 1e-8
+        divergences[rows] = (p * np.log(p / q)).sum(axis=-1, keepdims=True)
+        score[rows] = np.abs(wide) * divergences[rows]
+    places = [int(np.float32(share) * (x.size - 1)) for share in (0.25, 0.5, 0.75)]
+    flat = score.reshape(-1)
+    flat.partition(places)  # in place: the scores are computed again below, from their rows' divergences
+    low, middle, high = flat[places]
+    cut = middle + 1.5 * (high - low)
+    out = np.zeros_like(x)
+    for rows in some_rows(x):
+        reached = np.abs(x[rows].astype(np.float64)) * divergences[rows] >= cut
+        out[rows] = np.where(reached, x[rows], 0)
+    return back(out)
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    """Along the last axis; of a scalar 1."""
-    x = x.reshape(1) if x.ndim == 0 else x
+    """Along the last axis."""
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
 
