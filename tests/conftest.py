@@ -16,6 +16,10 @@ from hypothesis import settings
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=20, database=None)
 settings.load_profile("suite")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that starts the suite in the background has it ignore interrupts, and so would every command that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
