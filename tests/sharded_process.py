@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before the group, see taskvec.training.parallel
 
 from taskvec.errors import UsageError
 from taskvec.models.vit import small_vit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from taskvec.tasks.language import Texts, language_task, read_texts  # noqa: E40
 from taskvec.tasks.task import IGNORED, Head, Split  # noqa: E402
 from taskvec.training import LINEAR_ONLY, LORA, STANDARD, TANGENT, TrainSpec, validation_loss  # noqa: E402
 from taskvec.weights import Checkpoint, TaskVector  # noqa: E402
+from taskvec.weights.vocabulary import read_vocabulary  # noqa: E402
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -518,6 +520,25 @@ class TestCommands:
         assert code == 3 and "cannot read the texts" in err
         code, _, err = run_cli("chat", tmp_path / "no such", "-p", "x")
         assert code == 3 and "is no folder" in err
+
+
+def test_a_tokenizer_may_be_a_sentencepiece_model_alone(tmp_path, monkeypatch):
+    pytest.importorskip("sentencepiece", reason="sentencepiece is not installed (extra: language)")
+    pytest.importorskip("google.protobuf", reason="protobuf is not installed (extra: language)")
+    plain, alone = stories(tmp_path / "plain"), tmp_path / "alone"
+    shutil.copytree(shared("stories260k") / "hf", alone, copy_function=shutil.copyfile)
+    alone.chmod(0o755)
+    shutil.copyfile(shared("stories260k") / "tok512.model", alone / "tokenizer.model")
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (alone / "tokenizer_config.json").write_text(json.dumps(config))
+    expected = read_vocabulary(plain, "plain").tokens
+    found = read_vocabulary(alone, "alone").tokens
+    assert dict(found) == dict(expected) and len(found) == 512
+    prompts = ["Once upon a time", "Lily saw a dog."]
+    assert generate(language_model(alone), prompts, tokens=12) == generate(language_model(plain), prompts, tokens=12)
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(InputError, match=r"takes sentencepiece: pip install 'taskvec\[language\]'"):
+        language_model(alone)
 
 
 def test_mcnemar_is_the_binomial_test():

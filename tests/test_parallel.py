@@ -15,6 +15,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # before the group, see taskvec.training.parallel
 from taskvec.models.vit import small_vit
 from taskvec.tasks import Head, Split, Task
 from taskvec.training import LORA, STANDARD, TANGENT, TrainSpec, fit, tau_jp

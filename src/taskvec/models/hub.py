@@ -13,6 +13,7 @@ from ..address import is_address, parse_address
 from ..errors import InputError, KeyMismatch, MissingExtra, TaskvecError, UsageError, missing_extra, some
 from ..weights import Checkpoint, TaskVector, graph
 from ..weights.remote import local
+from ..weights.vocabulary import lacking_pieces
 from .functional import adopt
 
 if TYPE_CHECKING:
@@ -431,6 +432,7 @@ def opening(folder: Path, what: str) -> Iterator[None]:
             raise
         except Exception as error:
             said = str(error).strip() or type(error).__name__
+            said += lacking_pieces(folder)
             raise InputError(f"{folder} does not open as {what} of transformers: {said}") from error
 
 

@@ -1,8 +1,9 @@
 """Several processes that train one vector: each takes a part of every batch, gradients are added up.
 
 Start them with ``torchrun --nproc-per-node N script.py`` and call ``torch.distributed.init_process_group`` before `fit`; nothing
-else changes. All processes draw the same batches, so N of them give the vector of one, up to the rounding of sums.
-`taskvec fit` calls it by itself (`launched`).
+else changes. Import ``torch.distributed.nn.functional`` before that, or a process may abort at its end (`launched` says why). All
+processes draw the same batches, so N of them give the vector of one, up to the rounding of sums. `taskvec fit` does all this
+by itself.
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ def launched(device: str | None) -> Iterator[tuple[Team, str | None]]:
     check_device(own)
     if device == "cuda":
         torch.cuda.set_device(own)
+    # Its functions have the group of the moment of their import as a default. Imported later (by torch's optimisers), they keep the
+    # group's threads alive, and one that ends after the interpreter aborts the process.
+    import torch.distributed.nn.functional
+
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield team(), own

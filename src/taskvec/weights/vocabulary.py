@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )  # fmt: skip
 PLAIN = ("tokenizer.json", "vocab.json", "vocab.txt")  # read without a library
+READS_PIECES = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}  # library -> module
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 LARGEST_ID = 10_000_000  # no embedding has so many rows; a table of places as long as a damaged file says is not made
 
@@ -64,6 +66,22 @@ class Vocabulary:
 
 def has_tokenizer(folder: Path | None) -> bool:
     return folder is not None and any(exists(folder / n) for n in (*PLAIN, *PIECES))
+
+
+def lacking_pieces(folder: Path) -> str:
+    """What to install for a folder's tokenizer, where it is a SentencePiece model alone; transformers names another library."""
+    if any(exists(folder / n) for n in PLAIN) or not any(exists(folder / n) for n in PIECES):
+        return ""
+    absent = [library for library, module in READS_PIECES.items() if not _importable(module)]
+    return f" A SentencePiece model takes {' and '.join(absent)}: pip install 'taskvec[language]'." if absent else ""
+
+
+def _importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def read_vocabulary(folder: Path, label: str) -> Vocabulary:
@@ -213,8 +231,8 @@ def _auto(folder: Path, path: Path) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds; all mean the same to a user
         raise InputError(
-            f"{path}: transformers cannot read this tokenizer ({type(error).__name__}; for SentencePiece it needs the library sentencepiece). Save it as a fast tokenizer "
-            "(AutoTokenizer.from_pretrained(...).save_pretrained(...)), which gives a tokenizer.json."
+            f"{path}: transformers cannot read this tokenizer ({type(error).__name__}).{lacking_pieces(folder)} Save it as a fast "
+            "tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(...)), which gives a tokenizer.json."
         ) from None
 
 
