@@ -31,6 +31,7 @@ from taskvec.models.language import (  # noqa: E402
     next_tokens,
     perplexity,
 )
+from taskvec.models.language.generating import FEW, _nucleus  # noqa: E402
 from taskvec.tasks import accuracy  # noqa: E402
 from taskvec.tasks.language import Texts, language_task, read_texts  # noqa: E402
 from taskvec.tasks.task import IGNORED, Head, Split  # noqa: E402
@@ -182,6 +183,17 @@ class TestGenerate:
                 assert model.module.generation_config is told
             finally:
                 model.module.generation_config = own
+
+    def test_a_nucleus_is_the_least_set_that_reaches_the_probability(self):
+        scores = torch.randn(40, 3000, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.2, 8, 40)[:, None]
+        for top_p in (0.05, 0.9, 0.999):
+            for row, inside in zip(scores.double().softmax(-1), _nucleus(scores, top_p), strict=True):
+                size = int(inside.sum())
+                assert float(row[inside].sum()) >= top_p - 1e-5 and (
+                    size == len(row) or row[inside].min() >= row[~inside].max()
+                )
+                assert float(row[inside].sum() - row[inside].min()) < top_p + 1e-5  # without its last it does not
+        assert _nucleus(scores, 0.9).sum(-1).min() < FEW < _nucleus(scores, 0.9).sum(-1).max()
 
     def test_samples_have_the_nucleus_distribution(self, gpt2):
         """Frequencies of the first token over many indices against the probabilities of the model, cut and scaled."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 
+FEW = 512  # tokens of a nucleus that are looked for without sorting the vocabulary
 OUTSIDE = 1e4  # what tokens outside the nucleus are put back by: they come only where all inside are banned
 
 
@@ -172,10 +173,22 @@ def _picking(
 
 
 def _nucleus(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Which tokens are in the least set, likeliest first, whose probability reaches `top_p`."""
-    values, order = scores.softmax(-1).sort(dim=-1, descending=True)
+    """Which tokens are in the least set, likeliest first, whose probability reaches `top_p`.
+
+    Mostly a few hundred, for which nothing need be sorted; rows of which more are inside are sorted whole.
+    """
+    import torch
+
+    probabilities = scores.softmax(-1)
+    values, order = probabilities.topk(min(FEW, scores.shape[-1]), dim=-1)
     inside = values.cumsum(-1) - values < top_p
-    return inside.scatter(-1, order, inside)
+    found = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, inside)
+    many = inside[..., -1]
+    if many.any():
+        values, order = probabilities[many].sort(dim=-1, descending=True)
+        inside = values.cumsum(-1) - values < top_p
+        found[many] = inside.scatter(-1, order, inside)
+    return found
 
 
 def _refused(model: LanguageModel, banned: Sequence[str]) -> Callable[[list[int], list[int], int], bool]:
