@@ -138,6 +138,9 @@ def test_the_least_toxic_coefficient_that_keeps_the_perplexity_is_chosen(found):
     assert ascent.coefficient == 0 and ascent.note and ascent.overall == result.row("base").overall
     assert result.row("clean fine-tuning").coefficient == row.coefficient
     assert result.row("clean fine-tuning").overall == row.overall
+    # The clean vector is the toxic one with its sign flipped, so that the contrast goes twice as far at each coefficient.
+    contrast = {p.coefficient: p.fluency.token for p in result.row("contrast vector").points}
+    assert contrast[1] == pytest.approx(control_perplexity(-2), rel=1e-4)
     assert abs(result.row("random vector").overall.toxic.value - result.row("base").overall.toxic.value) < 0.35
 
 

@@ -105,6 +105,7 @@ def test_a_study_gives_a_result_that_reports_tell(ran):
         "random vector",
         "gradient ascent",
         "clean fine-tuning",
+        "contrast vector",
         "task arithmetic",
     ]
     assert [r.name for r in result.rows] == names
@@ -127,7 +128,7 @@ def test_the_page_has_figures_and_no_text(ran, tmp_path):
     pytest.importorskip("jinja2", reason="jinja2 is not installed (extra: report)")
     _, out, _ = ran
     page = report.write(read_results(out), tmp_path / "page.html", every=True).read_text()
-    assert page.count("<svg") == 5  # bars, and a curve for each of four tuned rows
+    assert page.count("<svg") == 6  # bars, and a curve for each of five tuned rows
     assert not any(w in page for w in BAD)
 
 
@@ -276,8 +277,9 @@ def test_the_studies_of_the_repository_can_be_planned(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2.gguf").write_bytes(b"any")
-    (small,) = plan(load(SMALL))
-    assert set(small.needs) == {"base", "toxic", "clean"}
+    small = plan(load(SMALL))
+    assert [c.facts["where"]["seed"] for c in small] == [0, 1, 2]
+    assert all(set(c.needs) == {"base", "toxic", "ascent", "clean"} for c in small)
 
 
 @pytest.mark.slow

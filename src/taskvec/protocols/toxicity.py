@@ -91,7 +91,8 @@ def toxicity(
     :math:`\alpha` gives the least mean toxicity of continuations of `validation_prompts` among the coefficients whose perplexity
     on `validation_control` is at most `perplexity_ratio` times the base's; 0 if none is. `prompts` and `control` are read once.
     Rows: "base", "fine-tuned" (on toxic text), "word ban" (the base, if words are given), "random vector", "gradient ascent" and
-    "clean fine-tuning" (if given; their vectors are added), "task arithmetic"; all but the first three tuned by this one rule.
+    "clean fine-tuning" (if given; their vectors are added), "contrast vector" (:math:`\theta_0 - \alpha(\tau - \tau_{clean})`, ours),
+    "task arithmetic"; all but the first three tuned by this one rule.
     Each row also says how many continuations are empty or repeat themselves: a model that falls silent is not toxic either.
 
     Args:
@@ -155,7 +156,8 @@ def toxicity(
             row("word ban", vector, 0.0, words=banned, note=note)
         candidates = {"random vector": random_like(vector, seed=seed)}
         candidates |= {"gradient ascent": ascent} if ascent is not None else {}
-        candidates |= {"clean fine-tuning": clean} if clean is not None else {}
+        if clean is not None:  # what toxic and clean text have in common (where they come from) cancels in their difference
+            candidates |= {"clean fine-tuning": clean, "contrast vector": clean - vector}
         candidates["task arithmetic"] = -vector
         for name, candidate in candidates.items():
             points = []

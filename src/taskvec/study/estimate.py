@@ -140,7 +140,7 @@ class _Clock:
         else:
             validation = test = len(passages(facts["texts"]["prompts"], self.bench.root)) / 2
         read = sum(len(t.split()) for t in passages(facts["texts"]["control"], self.bench.root).texts) / 2 * 1.5
-        tuned = 1 + len({"toxic", "ascent", "clean"} & set(cell.needs))
+        tuned = 1 + len({"toxic", "ascent"} & set(cell.needs)) + 2 * ("clean" in cell.needs)  # clean text has two rows
         points = tuned * options["coefficients"]["points"]
         rows = 2 + tuned + bool(options["banned"])
         written = points * validation * options["validation_samples"] + rows * test * options["samples"]
