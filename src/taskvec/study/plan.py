@@ -11,6 +11,8 @@ from ..errors import UsageError, plain
 from ..training.pretraining import RECIPES
 from ..training.regime import REGIMES
 from .cells import Cell
+from .fairness import fairness_cell, groups_of
+from .people import FairnessSpec, base_of
 from .questions import AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, ToxicitySpec
 from .spec import GIVEN, POST_HOC, Study
 from .subjects import BaseSpec, GivenSpec, RegimeSpec
@@ -18,8 +20,15 @@ from .subjects import BaseSpec, GivenSpec, RegimeSpec
 Facts = dict[str, Any]
 
 
-def plan(study: Study) -> list[Cell]:
-    """The result cells, in the order of the study: base by base, protocol by protocol, regime by regime, seed by seed."""
+def plan(study: Study, root: Path | None = None) -> list[Cell]:
+    """The result cells, in the order of the study: base by base, protocol by protocol, regime by regime, seed by seed.
+
+    Args:
+        study: what is asked.
+        root: folder of the data, in which a study of fairness looks who the groups are.
+    """
+    if study.protocols.fairness:
+        return _fairness(study, study.protocols.fairness, root)
     out = []
     for base, told in study.bases.items():
         regimes = tuple(study.regimes)
@@ -205,6 +214,21 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
         yield _result(
             study, protocol, said, where | ({"distance": distance} if distance else {}), names, forward, needs
         )
+
+
+def _fairness(study: Study, said: FairnessSpec, root: Path | None) -> list[Cell]:
+    """People by people, regime by regime, seed by seed."""
+    out = []
+    for name in said.people or study.people:
+        base = base_of(study, name)
+        model = _where(study.bases[base]) if study.bases[base].read is not None else {}
+        groups = groups_of(study, name, root)
+        for regime in study.regimes:
+            for seed in study.seeds:
+                where: Facts = {"base": base, "regime": regime, "protocol": "fairness", "seed": seed}
+                where |= {"tryout": True} if study.tryout else {}
+                out.append(fairness_cell(study, name, groups, regime, seed, where=where, model=model))
+    return out
 
 
 def text_facts(study: Study, name: str) -> Facts:

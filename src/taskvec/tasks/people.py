@@ -58,10 +58,12 @@ def read_people(
         UsageError: a setting that this kind has not.
         InputError: the data are not there or not as expected.
     """
-    wrong = {"rows": ["terms"], "text": ["drop", "group_as_input"], "images": ["terms", "drop", "group_as_input", "key"]}[kind]  # fmt: skip
+    whose = {"terms": ("text",), "drop": ("rows",), "group_as_input": ("rows",), "key": ("text", "rows")}
     given = {"terms": terms, "drop": drop, "group_as_input": group_as_input, "key": key}
-    if meant := [n for n in wrong if given[n]]:
-        raise UsageError(f"{meant[0].replace('_', '-')} is not for {kind}.")
+    for n, kinds in whose.items():
+        if given[n] and (kind not in kinds or known):
+            told = f"these come from the set {known}" if known else f"these are {kind}"
+            raise UsageError(f"{n.replace('_', '-')} is for tables of {' or '.join(kinds)}; {told}.")
     if known is not None:
         return read_group_set(known, data, grouping=grouping)
     if grouping is not None:

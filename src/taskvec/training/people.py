@@ -163,7 +163,9 @@ def low_rank_rival(
         rank, alpha: 4 and 4 for a perceptron, else 16 and 16 unless told.
         only: patterns of parameters.
     """
-    table = type(setting.model).__name__ == "Perceptron"
+    from ..models.perceptron import Perceptron
+
+    table = isinstance(setting.model, Perceptron)
     size = rank or (4 if table else 16)
     how = Rank(size, float(alpha or size))
     if only or table:
