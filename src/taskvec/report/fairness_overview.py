@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..results import GapName, Score, SteeringResult, SteeringRow
+from .figures import STAND_IN, literal, svg
+from .gap_figures import look
 from .section import Section
 from .seeds import Where, spread
 from .tables import Cell, Table
@@ -25,21 +28,16 @@ COLUMNS: Mapping[str, Value] = {
 
 def fairness_overview(placed: Placed) -> Section:
     """A table for each set of people, base and regime: a line for each model."""
-    groups: dict[tuple[str, str, str], list[tuple[Where, SteeringResult]]] = {}
-    for where, result in placed:
-        key = (str(where.get("target", result.task)), str(where["base"]), str(where["regime"]))
-        groups.setdefault(key, []).append((where, result))
-    said, tables = [], []
-    for key, found in groups.items():
-        results = [r for _, r in sorted(found, key=lambda f: int(f[0]["seed"]))]
-        seeds = ", ".join(str(s) for s in sorted(int(w["seed"]) for w, _ in found))
+    groups, said, tables = _by_people(placed), [], []
+    for key, results in groups.items():
+        seeds = ", ".join(str(r.provenance.settings["study"]["seed"]) for r in results)
         where = f"{clean(key[0])}: {clean(key[1])}, {clean(key[2])}, {count(len(results[0].groups), 'group')}"
         n = ", ".join(sorted({f"{r.rows[0].audit.n:,}" for r in results}))
         caption = f"{where}; test n = {n}; seed{'s' if len(results) > 1 else ''} {seeds}"
         tables.append(Table(caption, ("model", "coefficient", "limit kept", *COLUMNS), tuple(_lines(results))))
         said += _sentences(clean(key[0]), results)
     first = next(iter(groups.values()))
-    before, after = (_numbers([r for _, r in first], n, COLUMNS["parity difference, points"]) for n in ("base", ADDED))
+    before, after = (_numbers(first, n, COLUMNS["parity difference, points"]) for n in ("base", ADDED))
     return Section(
         title="Fairness, over all people",
         question="Do sub-group task vectors trade accuracy for fairness, and better than what does not need them?",
@@ -51,6 +49,52 @@ def fairness_overview(placed: Placed) -> Section:
         tables=tuple(tables),
         notes=("Coefficients are chosen on validation data; the test part is read once for each row.",),
     )
+
+
+def fairness_drawings(placed: Placed, key: str) -> list[tuple[str, str]]:
+    """Accuracy against the parity difference, a mark for each model, for each set of people, base and regime."""
+    drawn = []
+    for i, (name, results) in enumerate(_by_people(placed).items()):
+        caption = f"{', '.join(map(clean, name))}: accuracy against the parity difference, test data, mean over seeds. Up and left is better. Crosses: ± one standard deviation."
+        drawn.append((_trade(results, ", ".join(map(clean, name)), f"{key}p{i}"), caption))
+    return drawn
+
+
+def _trade(results: Sequence[SteeringResult], name: str, key: str) -> str:
+    parity, right = COLUMNS["parity difference, points"], COLUMNS["accuracy, %"]
+    rows = [r for r in results[0].rows if r.audit.gap("parity")]
+    points = [(_numbers(results, r.name, parity), _numbers(results, r.name, right)) for r in rows]
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for row, both in zip(rows, points, strict=True):
+            x, y = (statistics.mean(v) for v in both)
+            dx, dy = (statistics.stdev(v) if len(v) > 1 else 0.0 for v in both)
+            colour, mark = look(rows, row.name)
+            ink = STAND_IN[colour]
+            axes.plot([x - dx, x + dx], [y, y], color=ink, linewidth=1.2)
+            axes.plot([x, x], [y - dy, y + dy], color=ink, linewidth=1.2)
+            axes.plot(x, y, mark, color=ink, markersize=6.5, linestyle="none", label=clean(row.name, 34))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("parity difference, points")
+        axes.set_ylabel("test accuracy, %")
+        axes.grid()
+        literal(figure.legend(loc="outside lower left", ncols=3))
+
+    said = "; ".join(
+        f"{clean(r.name)} {spread(x)} points at {spread(y)} %" for r, (x, y) in zip(rows, points, strict=True)
+    )
+    return svg(draw, (4.9, 3.4), f"{name}: parity difference and accuracy on test data: {said}.", key)
+
+
+def _by_people(placed: Placed) -> dict[tuple[str, str, str], list[SteeringResult]]:
+    """Results by people, base and regime, in the order of their seeds."""
+    out: dict[tuple[str, str, str], list[SteeringResult]] = {}
+    for where, result in sorted(placed, key=lambda p: int(p[0]["seed"])):
+        out.setdefault((str(where.get("target", result.task)), str(where["base"]), str(where["regime"])), []).append(
+            result
+        )
+    return out
 
 
 def _lines(results: Sequence[SteeringResult]) -> list[tuple[Cell, ...]]:

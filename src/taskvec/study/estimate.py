@@ -46,7 +46,7 @@ def estimate(
     """Every cell of a study in the order of the work. Opens the data sets, so that missing ones are found now."""
     store = Store(Path(out) / CELLS)
     place = Path(root) if root is not None else None
-    cells = ordered(chosen(plan(study, place), only))
+    cells = ordered(chosen(plan(study, place, only), only))
     bench = Bench(store, place, download, device, memory)
     clock = _Clock(bench)
     known: dict[tuple[Any, ...], list[float]] = {}

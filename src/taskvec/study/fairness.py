@@ -61,10 +61,15 @@ def groups_of(study: Study, name: str, root: Path | None) -> tuple[str, ...]:
     return study.people[name].groups or tuple(_read(people_facts(study, name), root).groups)
 
 
-def fairness_cell(
-    study: Study, name: str, groups: Sequence[str], regime: str, seed: int, *, where: Facts, model: Facts
-) -> Cell:
+def fairness_label(where: Facts) -> str:
+    """What people call a result."""
+    tryout = ", try-out" if "tryout" in where else ""
+    return f"fairness of {where['target']} on {where['base']}, {where['regime']}, seed {where['seed']}{tryout}"
+
+
+def fairness_cell(study: Study, groups: Sequence[str], *, where: Facts, model: Facts) -> Cell:
     """The result for some people, in one regime, with all that it needs: a start, a vector for each group and of everybody."""
+    name, regime, seed = where["target"], where["regime"], where["seed"]
     said: FairnessSpec | None = study.protocols.fairness
     people, base = study.people[name], study.bases[base_of(study, name)]
     assert said is not None
@@ -95,10 +100,7 @@ def fairness_cell(
             "LoRA", {"group": False, "lr": lora.pop("lr"), "lora": lora, "regime": "lora", "only": []}
         )
     options = said.model_dump(exclude={"people"}) | {"positive": people.positive}
-    label = f"fairness of {name} on {where['base']}, {regime}, seed {seed}" + (", try-out" if "tryout" in where else "")
-    return Cell(
-        "fairness", label, {"options": options, "where": where | {"target": name}, "groups": list(groups)}, needs
-    )
+    return Cell("fairness", fairness_label(where), {"options": options, "where": where, "groups": list(groups)}, needs)
 
 
 # ---- what they compute ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError, UsageError, nearest
-from .people import PeopleSpec
+from .people import LoraSpec, PeopleSpec
 from .spec import Study
 from .subjects import BaseSpec, GivenSpec, RegimeSpec, TaskSpec, TextSpec
 
@@ -92,6 +92,8 @@ def _fields(place: tuple[int | str, ...]) -> list[str]:
         if model is Study and part in tables:
             if len(place) > i + 2 and place[i + 2] == "finetuned":
                 return list(GivenSpec.model_fields) if len(place) > i + 3 else []
+            if place[i + 2 :] == ("lora",):
+                return list(LoraSpec.model_fields)
             return list(tables[part].model_fields) if len(place) > i + 1 else []
         inner = model.model_fields.get(str(part))
         kinds = [inner.annotation, *getattr(inner.annotation, "__args__", ())] if inner else []

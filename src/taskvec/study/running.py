@@ -59,7 +59,7 @@ def run(
     store = Store(out / CELLS)
     place = root if root is not None else study.root
     place = None if place is None else Path(place)
-    asked = plan(study, place)
+    asked = plan(study, place, only)
     wanted = chosen(asked, only)
     todo = needed(wanted, store)
     kept = len(ordered(wanted)) - len(todo)
