@@ -135,12 +135,13 @@ def prepared(setting: Setting, *, ridge: float = 1.0, spec: TrainSpec = FIRST) -
 
     Args:
         ridge: of the probe.
-        spec: of the pre-training.
+        spec: of the pre-training; a batch larger than the early rows is cut to them.
     """
     if setting.early is None:
         return replace(
             setting, task=setting.task.with_head(probe(setting.model, setting.base, setting.task, ridge=ridge))
         )
+    spec = replace(spec, batch=min(spec.batch, len(setting.early.train)))
     made = fit(setting.model, setting.base, setting.early, regime=PRETRAIN, spec=spec, label="base")
     base = Checkpoint.of(made.checkpoint.arrays(), label="base")
     return replace(setting, base=base, task=setting.task.with_head(made.head), early=None)
