@@ -97,8 +97,8 @@ def test_our_regime_gives_the_weights_that_peft_gives(place):
     assert max(abs(a - b) for a, b in zip(ours.losses, losses, strict=True)) < 1e-5
     assert sorted(theirs.names) == sorted(n for n in aliases(model) if "query.weight" in n or "value.weight" in n)
     moved = ours.vector.norm()
-    # In rounding alone: float32 has 6e-8, and forty updates of AdamW divide by small numbers.
-    assert moved > 0.3 and (ours.vector - theirs).norm() < 2e-4 * moved
+    # 1.6e-7 as measured: rounding alone.
+    assert moved > 0.3 and (ours.vector - theirs).norm() < 1e-5 * moved
     other = fit(model, base, task, regime=QUERY_VALUE, spec=TrainSpec(**{**vars(SPEC), "weight_decay": 0.0}))
     assert (other.vector - theirs).norm() > 1e-3 * moved  # the comparison sees what is different
 
