@@ -187,6 +187,12 @@ def test_a_try_out_is_small_and_marked(ran, tmp_path, run_cli):
 # ---- the files of the repository ----------------------------------------------------------------------------------------
 
 
+def test_the_study_on_the_page_about_it_can_be_read(tmp_path):
+    page = (STUDIES.parent / "docs" / "fairness-steering.md").read_text(encoding="utf-8")
+    study = load(written(tmp_path, page.partition("```yaml\n")[2].partition("```")[0]))
+    assert list(study.people) == ["adult", "loans", "posts"] and study.people["posts"].terms["men"] == ("men", "boys")
+
+
 def test_the_small_study_asks_what_the_example_does():
     study = load(STUDIES / "small" / "fairness.yaml")
     adult, hate = study.people["adult"], study.people["hatexplain"]
