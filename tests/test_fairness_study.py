@@ -141,6 +141,7 @@ def test_people_that_changed_are_refused_and_missing_ones_said(ran, tmp_path):
         ("data: loans.csv, label: granted, group: age", "data: hatecheck", "holds text"),
         ("group: age", "grup: age", "Did you mean 'group'"),
         ("[standard]", "[post-hoc]", "through the function"),
+        ("[standard]", "[tangent]", "leave out `lora`"),
         ("batch: 16, lora", "batch: 16, base: smal, lora", "Did you mean 'small'"),
         ("batch: 16, lora", "batch: 16, frozen_layers: 2, lora", "text encoders"),
         ("batch: 16, lora", "batch: 16, parts: [0.5, 0.5, 0.5], lora", "sum to 1"),

@@ -242,6 +242,7 @@ def test_steer_on_a_table(tmp_path, run_cli):
         (["--group", "age", "--drop", "name", "--only", "layer.*"], "selects no parameter"),
         (["--group", "age", "--terms", "terms.txt"], "terms is for tables of text; these are rows"),
         (["--group", "age", "--images", "."], "a perceptron takes rows"),
+        (["--group", "age", "--drop", "name", "--regime", "tangent", "--lora"], "through the ordinary model"),
         (["--set", "hatexplain"], "the folder of a text encoder"),
     ],
 )

@@ -117,6 +117,8 @@ def steer(
     for line in (*setting.task.notes, *told(setting.task, positive=chosen)):
         note(line)
     how = confined(_regime(regime, only), setting.select)
+    if lora and how.forward.split is not None:
+        raise UsageError(f"--lora is trained through the ordinary model, so that it cannot stand beside regime {regime!r}. Leave it out.")  # fmt: skip
     how.names(setting.model)  # what matches nothing is said before any work
     what = (
         "pre-training base and head"
@@ -127,6 +129,9 @@ def steer(
     setting = prepared(setting, spec=replace(FIRST, seed=seed))
     model, start, task = setting.model, setting.base, setting.task
     others = {n: _rival(path, start) for n, path in paths.items()}
+    for n, vector in others.items():
+        if vector.forward != how.forward.name:
+            raise UsageError(f"--rival {n} was trained through the {vector.forward} model, regime {regime!r} is {how.forward.name}. Leave it out.")  # fmt: skip
     low_rank = None
     if lora:
         low_rank = low_rank_rival(setting) if table else confined(_regime("lora", only), setting.select)

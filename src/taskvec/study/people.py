@@ -110,6 +110,7 @@ def refuse(study: Any) -> None:
         ValueError: says what.
     """
     from ..errors import nearest
+    from ..training.regime import REGIMES
 
     said: FairnessSpec = study.protocols.fairness
     others = [name for name, asked in study.protocols if asked is not None and name != "fairness"]
@@ -134,6 +135,12 @@ def refuse(study: Any) -> None:
         if name == "post-hoc":
             raise ValueError(
                 "regimes.post-hoc: fairness is measured through the function in which vectors were trained"
+            )
+    if any(p.lora for p in study.people.values()):
+        linear = [name for name in study.regimes if name in REGIMES and REGIMES[name].forward.split is not None]
+        if linear:
+            raise ValueError(
+                f"regimes.{linear[0]}: LoRA is trained through the ordinary model, so that it cannot stand beside; leave out `lora`"
             )
     if len(study.fit.lr) > 1 or any(len(r.lr or ()) > 1 for r in study.regimes.values()):
         raise ValueError("fit.lr: fairness takes one learning rate, which there is no single accuracy to choose by")
