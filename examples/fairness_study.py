@@ -30,17 +30,16 @@ import torch
 
 import taskvec as tv
 from taskvec.methods import task_sum
-from taskvec.models.hub import minilm, split_at
-from taskvec.models.parts import Part
+from taskvec.models.hub import minilm_folder
 from taskvec.protocols import group_metrics, steering
 from taskvec.results import read_result
 from taskvec.search import answers
-from taskvec.select import matching
 from taskvec.tasks import Head, Split, Task
 from taskvec.tasks.group_sets import GROUP_SETS, read_group_set
-from taskvec.tasks.groups import NAMES, Grouped, grouped_task, members, told
-from taskvec.tasks.tabular import columns_of
-from taskvec.training import PRETRAIN, Rank, Regime, TrainSpec, fit, probe
+from taskvec.tasks.groups import Grouped, members, told
+from taskvec.tasks.people import at_most_each
+from taskvec.training import Regime, TrainSpec, fit
+from taskvec.training.people import FIRST, low_rank_rival, prepared, row_setting, text_setting
 from taskvec.training.subgroups import subgroup_vectors
 
 FROZEN = 5  # of MiniLM's six layers
@@ -50,61 +49,18 @@ PARTS = (0.4, 0.25, 0.35)
 SCALES = tv.grid(0, 1, 11)
 
 
-class Perceptron(torch.nn.Module):
-    """Rows of a table -> features [n, 32]."""
-
-    def __init__(self, width: int, *, generator: torch.Generator) -> None:
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(width, 64), torch.nn.Linear(64, 32)
-        with torch.no_grad():
-            for layer in (self.first, self.second):
-                layer.weight.copy_(
-                    torch.randn(layer.weight.shape, generator=generator) * (2 / layer.in_features) ** 0.5
-                )
-                layer.bias.zero_()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.second(torch.relu(self.first(x))))
-
-
 def tabular(data: Grouped, seed: int):
-    """Model, base, task with head, spec and regimes: 30 % of the training rows make the base and the head."""
-    task = grouped_task(data, encode=columns_of, fitted=True, seed=seed)
-    early = torch.zeros(len(task.train), dtype=torch.bool)
-    early[: int(0.3 * len(task.train))] = True  # the rows are shuffled
-    generator = torch.Generator().manual_seed(seed)
-    model = Perceptron(task.train.inputs.shape[1], generator=generator)
-    start = tv.Checkpoint.of(model, label="initial")
-    spec = TrainSpec(steps=150, lr=3e-3, batch=64, seed=seed)
-    first = replace(task, train=task.train.take(early), head=Head.random(2, 32, generator=generator))
-    made = fit(model, start, first, regime=PRETRAIN, spec=spec, label="base")
-    base = tv.Checkpoint.of(made.checkpoint.arrays(), label="base")
-    ready = replace(task, train=task.train.take(~early)).with_head(made.head)
-    low_rank = Regime("LoRA", matching("*.weight"), low_rank=Rank(rank=4, alpha=4.0))
-    return model, base, ready, Regime("standard"), low_rank, TrainSpec(lr=1e-3, batch=64, seed=seed), 4.0
-
-
-def few(data: Grouped, seed: int, most: int) -> Grouped:
-    """At most so many posts of each group, and of no group; more where they mention several."""
-    rng, kept = np.random.default_rng(seed), np.zeros(len(data), bool)
-    rest = ~np.stack(list(data.groups.values())).any(0)
-    for inside in (*data.groups.values(), rest):
-        rows = np.flatnonzero(inside)
-        kept[rng.permutation(rows)[:most]] = True
-    return data.take(np.flatnonzero(kept))
+    """Setting, regimes, spec and epochs: 30 % of the training rows make the base and the head."""
+    made = prepared(row_setting(data, share=0.3, seed=seed), spec=replace(FIRST, seed=seed))
+    return made, Regime("standard"), low_rank_rival(made), TrainSpec(lr=1e-3, batch=64, seed=seed), 4.0
 
 
 def language(data: Grouped, seed: int):
-    whole, base, tokenise = minilm(max_tokens=TOKENS)
-    model, lower = split_at(whole, FROZEN)
-    task = grouped_task(few(data, seed, MOST), encode=tokenise, seed=seed, parts=PARTS)
-    with torch.no_grad():  # what lies below the layers that learn is the same in every model
-        parts = {n: replace(getattr(task, n), inputs=lower(getattr(task, n).inputs[:])) for n in NAMES}
-    task = replace(task, **parts)
-    task = task.with_head(probe(model, base, task, ridge=10.0))
-    late = matching(*(f"encoder.layer.{i}.*" for i in range(FROZEN, 6)))
-    low_rank = Regime("LoRA", Part("attention", within=late), low_rank=Rank(rank=8, alpha=16.0))
-    return model, base, task, Regime("standard", late), low_rank, TrainSpec(lr=2e-4, batch=16, seed=seed), 2.0
+    some = at_most_each(data, MOST, seed=seed)
+    setting = text_setting(some, minilm_folder(), max_tokens=TOKENS, frozen_layers=FROZEN, parts=PARTS, seed=seed)
+    made = prepared(setting, ridge=10.0)
+    low_rank = low_rank_rival(made, rank=8, alpha=16.0)
+    return made, Regime("standard", made.select), low_rank, TrainSpec(lr=2e-4, batch=16, seed=seed), 2.0
 
 
 def heads(model, base, task: Task, regime: Regime, spec: TrainSpec, epochs: float, seed: int) -> dict:
@@ -172,7 +128,8 @@ def study(name: str, root: Path, seed: int, out: Path) -> None:
     began = time.process_time()
     data = read_group_set(name, root)
     rows = GROUP_SETS[name].kind == "rows"
-    model, base, task, regime, low_rank, spec, epochs = (tabular if rows else language)(data, seed)
+    made, regime, low_rank, spec, epochs = (tabular if rows else language)(data, seed)
+    model, base, task = made.model, made.base, made.task
     for line in (*task.notes, *told(task)):
         print("  " + line, file=sys.stderr)
     if not result.exists():

@@ -109,7 +109,7 @@ def test_groups_by_terms_as_json(place, tmp_path, run_cli):
         (["--group", "who", "--at-most", "parity=2"], "GAP=LIMIT"),
         (["--group", "who", "--at-most", "party=0.1"], "Did you mean 'parity'"),
         (["--group", "who", "--regime", "lorra"], "Did you mean 'lora'"),
-        (["--set", "adult"], "holds rows"),
+        (["--set", "adult"], "its model is perceptron"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(place, tmp_path, run_cli, options, what):

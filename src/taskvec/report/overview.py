@@ -10,6 +10,7 @@ from .addition import addition_overview
 from .analogy import analogy_overview
 from .claims import claims, measured
 from .disentanglement import disentanglement_overview
+from .fairness_overview import fairness_overview
 from .few_shot import few_shot_overview
 from .geometry import geometry_overview
 from .locality import locality_overview
@@ -54,7 +55,7 @@ def _one(placed: list[tuple[Where, Any]]) -> list[tuple[str, Section, list[tuple
     out = []
     for kind, tell in (("addition", addition_overview), ("negation", negation_overview), ("analogy", analogy_overview),
                        ("disentanglement", disentanglement_overview), ("geometry", geometry_overview), ("locality", locality_overview), ("few-shot", few_shot_overview),
-                       ("toxicity", toxicity_overview)):  # fmt: skip
+                       ("toxicity", toxicity_overview), ("fairness", fairness_overview)):  # fmt: skip
         mine = [(w, r) for w, r in placed if w["protocol"] == kind]
         if mine:
             out.append((kind, tell(mine), mine))

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from .fairness_overview import fairness_drawings
 from .figures import DASHES, KNOWN, MARKS, SERIES, STAND_IN, literal, svg
 from .seeds import Key, Where, by_key
 from .words import clean
@@ -24,6 +25,8 @@ def drawings(kind: str, placed: Placed, key: str) -> list[tuple[str, str]]:
             *([(radar(placed, f"{key}r"), "Test accuracy of the sum by task, relative to the model of that task alone (outer ring: 100 %).")]
               if len(placed[0][1].tasks) > 2 else []),
         ]  # fmt: skip
+    if kind == "fairness":
+        return fairness_drawings(placed, key)
     if kind == "negation":
         return [
             (

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import fairness
 from .cells import Cell, Store, ordered
 from .language import language_base, passages
 from .plan import plan
@@ -44,8 +45,9 @@ def estimate(
 ) -> list[Estimate]:  # fmt: skip
     """Every cell of a study in the order of the work. Opens the data sets, so that missing ones are found now."""
     store = Store(Path(out) / CELLS)
-    cells = ordered(chosen(plan(study), only))
-    bench = Bench(store, Path(root) if root is not None else None, download, device, memory)
+    place = Path(root) if root is not None else None
+    cells = ordered(chosen(plan(study, place, only), only))
+    bench = Bench(store, place, download, device, memory)
     clock = _Clock(bench)
     known: dict[tuple[Any, ...], list[float]] = {}
     for cell in cells:
@@ -72,7 +74,7 @@ def _alike(cell: Cell) -> tuple[Any, ...]:
     )
     return (
         cell.kind, *sizes, facts.get("regime"), facts.get("steps"), facts.get("batch"), where.get("regime"), where.get("target"),
-        len(facts.get("tasks", ())),
+        len(facts.get("tasks", ())), str(facts.get("who")), str((cell.needs.get("start") or cell).facts.get("people")),
     )  # fmt: skip
 
 
@@ -89,6 +91,8 @@ class _Clock:
             return 0.0
         if cell.kind in ("language", "tune", "toxicity"):
             return self.language(cell)
+        if cell.kind in ("start", "subgroup", "fairness"):
+            return fairness.expected(self.bench, cell)
         if cell.kind == "given" or (cell.kind == "base" and not facts.get("pretrain")):
             return 0.5
         ahead, step = self.speed(cell if cell.kind == "base" else cell.needs["base"])

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, plain
+from ..errors import InputError, UsageError, plain
 from ..training.pretraining import RECIPES
 from ..training.regime import REGIMES
 from .cells import Cell
+from .fairness import fairness_cell, fairness_label, groups_of
+from .people import FairnessSpec, base_of
 from .questions import AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, ToxicitySpec
 from .spec import GIVEN, POST_HOC, Study
 from .subjects import BaseSpec, GivenSpec, RegimeSpec
@@ -18,8 +20,16 @@ from .subjects import BaseSpec, GivenSpec, RegimeSpec
 Facts = dict[str, Any]
 
 
-def plan(study: Study) -> list[Cell]:
-    """The result cells, in the order of the study: base by base, protocol by protocol, regime by regime, seed by seed."""
+def plan(study: Study, root: Path | None = None, only: Sequence[str] = ()) -> list[Cell]:
+    """The result cells, in the order of the study: base by base, protocol by protocol, regime by regime, seed by seed.
+
+    Args:
+        study: what is asked.
+        root: folder of the data, in which a study of fairness looks who the groups are.
+        only: parts of labels; people that none of them speaks of may then be missing.
+    """
+    if study.protocols.fairness:
+        return _fairness(study, study.protocols.fairness, root, only)
     out = []
     for base, told in study.bases.items():
         regimes = tuple(study.regimes)
@@ -205,6 +215,28 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
         yield _result(
             study, protocol, said, where | ({"distance": distance} if distance else {}), names, forward, needs
         )
+
+
+def _fairness(study: Study, said: FairnessSpec, root: Path | None, only: Sequence[str]) -> list[Cell]:
+    """People by people, regime by regime, seed by seed."""
+    out = []
+    for name in said.people or study.people:
+        base = base_of(study, name)
+        places: list[Facts] = [
+            {"base": base, "regime": regime, "protocol": "fairness", "seed": seed, "target": name}
+            for regime in study.regimes
+            for seed in study.seeds
+        ]
+        try:
+            groups = groups_of(study, name, root)
+        except InputError:
+            if not only or any(text in fairness_label(where) for where in places for text in only):
+                raise
+            groups = ()  # nobody asks for them now
+        model = _where(study.bases[base]) if study.bases[base].read is not None and groups else {}
+        tryout = {"tryout": True} if study.tryout else {}
+        out += [fairness_cell(study, groups, where=where | tryout, model=model) for where in places]
+    return out
 
 
 def text_facts(study: Study, name: str) -> Facts:

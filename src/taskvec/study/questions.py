@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from .fields import Count, GridSpec, Names, Rate, Strict, each_once
+from .people import FairnessSpec
 
 
 class AdditionSpec(Strict):
@@ -141,6 +142,7 @@ class ProtocolSpecs(Strict):
     geometry: GeometrySpec | None = None
     locality: LocalitySpec | None = None
     toxicity: ToxicitySpec | None = None
+    fairness: FairnessSpec | None = None
 
     @model_validator(mode="before")
     @classmethod

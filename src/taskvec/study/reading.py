@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..errors import InputError, UsageError, nearest
+from .people import LoraSpec, PeopleSpec
 from .spec import Study
 from .subjects import BaseSpec, GivenSpec, RegimeSpec, TaskSpec, TextSpec
 
@@ -80,11 +81,19 @@ def _told(error: ValidationError) -> str:
 def _fields(place: tuple[int | str, ...]) -> list[str]:
     """The fields that exist at a place of the file."""
     model: Any = Study
-    tables: dict[Any, Any] = {"tasks": TaskSpec, "texts": TextSpec, "bases": BaseSpec, "regimes": RegimeSpec}
+    tables: dict[Any, Any] = {
+        "tasks": TaskSpec,
+        "texts": TextSpec,
+        "people": PeopleSpec,
+        "bases": BaseSpec,
+        "regimes": RegimeSpec,
+    }
     for i, part in enumerate(place):
         if model is Study and part in tables:
             if len(place) > i + 2 and place[i + 2] == "finetuned":
                 return list(GivenSpec.model_fields) if len(place) > i + 3 else []
+            if place[i + 2 :] == ("lora",):
+                return list(LoraSpec.model_fields)
             return list(tables[part].model_fields) if len(place) > i + 1 else []
         inner = model.model_fields.get(str(part))
         kinds = [inner.annotation, *getattr(inner.annotation, "__args__", ())] if inner else []

@@ -57,13 +57,14 @@ def run(
     """
     began, out = time.monotonic(), Path(out)
     store = Store(out / CELLS)
-    asked = plan(study)
+    place = root if root is not None else study.root
+    place = None if place is None else Path(place)
+    asked = plan(study, place, only)
     wanted = chosen(asked, only)
     todo = needed(wanted, store)
     kept = len(ordered(wanted)) - len(todo)
     _make(store.folder)
-    place = root if root is not None else study.root
-    bench = Bench(store, None if place is None else Path(place), download, device, memory, progress)
+    bench = Bench(store, place, download, device, memory, progress)
     others = [
         subprocess.Popen([*again], stdout=subprocess.DEVNULL, env=os.environ | {"TASKVEC_WORKER": "1"})
         for _ in range(jobs - 1)

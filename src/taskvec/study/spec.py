@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..errors import nearest
 from .fields import Seed, Strict
+from .people import PeopleSpec, refuse
 from .questions import AnalogySpec, NegationSpec, ProtocolSpecs, ToxicitySpec
 from .subjects import BaseSpec, FitSpec, ImageSpec, RegimeSpec, TaskSpec, TextSpec
 
@@ -24,6 +25,7 @@ class Study(Strict):
     image: ImageSpec = ImageSpec()
     tasks: Mapping[str, TaskSpec] = {}
     texts: Mapping[str, TextSpec] = {}
+    people: Mapping[str, PeopleSpec] = {}
     bases: Mapping[str, BaseSpec]
     heads: Literal["probed", "zero-shot", "joint"] = "probed"
     pretraining_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -32,7 +34,7 @@ class Study(Strict):
     protocols: ProtocolSpecs
     tryout: bool = False  # set by `tried`: results say that they are no measurement
 
-    @field_validator("tasks", "texts", "bases", "regimes", mode="before")
+    @field_validator("tasks", "texts", "people", "bases", "regimes", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         """A list of names stands for a table without settings."""
@@ -50,7 +52,7 @@ class Study(Strict):
 
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: needs at least one seed, each once")
-        if not (self.tasks or self.protocols.toxicity) or not self.bases:
+        if not (self.tasks or self.protocols.toxicity or self.protocols.fairness) or not self.bases:
             raise ValueError("a study needs tasks and bases")
         for name in self.regimes:
             if name not in REGIMES and name != POST_HOC:
@@ -96,6 +98,10 @@ class Study(Strict):
         self._heads_fit()
         if self.protocols.toxicity:
             self._language_fits(self.protocols.toxicity)
+        if self.protocols.fairness:
+            refuse(self)
+        elif mine := [n for n, b in self.bases.items() if b.perceptron]:
+            raise ValueError(f"bases.{mine[0]}: a perceptron decides about people in a table; ask protocols.fairness")
         return self
 
     def _language_fits(self, said: ToxicitySpec) -> None:

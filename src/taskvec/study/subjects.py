@@ -63,7 +63,8 @@ class GivenSpec(Strict):
 class BaseSpec(Strict):
     """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id and perhaps its `revision`), or make a
     vision transformer: pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told) on some `sets`, else
-    on those of the study's tasks; or random.
+    on those of the study's tasks; or random. Or a `perceptron` of these hidden widths, for people in a table: it is pre-trained on a
+    share of their training rows.
 
     With `finetuned`, task by task, its vectors are those checkpoints minus the base, and none is trained.
     """
@@ -81,6 +82,7 @@ class BaseSpec(Strict):
     width: Count = 128
     depth: Count = 4
     attention_heads: Count = 4
+    perceptron: tuple[Count, ...] = ()
 
     @model_validator(mode="after")
     def _one_way(self) -> BaseSpec:
@@ -88,7 +90,9 @@ class BaseSpec(Strict):
             raise ValueError("a base is either read or pre-trained, not both")
         if self.download and self.read is None:
             raise ValueError("download goes with read")
-        if (self.sets or self.steps or self.lr or self.batch) and self.pretrain is None:
+        if self.perceptron and (self.read is not None or self.pretrain is not None or self.sets):
+            raise ValueError("a perceptron is neither read nor pre-trained on sets of images")
+        if (self.sets or self.steps or self.lr or self.batch) and self.pretrain is None and not self.perceptron:
             raise ValueError("sets, steps, lr and batch go with pretrain")
         if self.revision is not None and not self.download:
             raise ValueError("revision goes with download")

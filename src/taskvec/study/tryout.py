@@ -21,11 +21,13 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
     changed = [table["fit"], *table["bases"].values(), *table["regimes"].values()]
     if steps is not None:
         for said in changed:
-            if said is table["fit"] or said["steps"] or said.get("pretrain"):
+            if said is table["fit"] or said["steps"] or said.get("pretrain") or said.get("perceptron"):
                 said["steps"] = min(steps, said["steps"] or steps)
+        for said in table["people"].values():
+            said["steps"] = min(steps, said["steps"] or steps)
     if limit is not None:
         for said in changed:
-            if said is table["fit"] or said.get("batch") or said.get("pretrain"):
+            if said is table["fit"] or said.get("batch") or said.get("pretrain") or said.get("perceptron"):
                 said["batch"] = min(limit, said["batch"] or limit)
         for said in table["tasks"].values():
             for part in ("limit", "validation_limit", "test_limit"):
@@ -40,6 +42,14 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
             if "perplexity_ratio" in said:
                 said |= {"tokens": min(8, said["tokens"]), "window": min(8, said["window"])}
                 said["unprompted"] = said["unprompted"] and tuple(min(limit, n) for n in said["unprompted"])
+            if "min_cases" in said:  # of fairness: groups are as small as their samples are few
+                said |= {"min_n": 2, "min_cases": 1, "bootstrap": 100}
+                for grid in (said["injections"], said["each"] or {"points": 2}):
+                    grid["points"] = min(3, grid["points"])
+        for said in table["people"].values():
+            # Enough that every group has somebody in each part.
+            said["most"] = min(max(limit, 40), said["most"] or max(limit, 40))
+            said["batch"] = min(limit, said["batch"] or limit)
         for name, said in table["texts"].items():
             asked = study.protocols.toxicity
             # Enough for a window of each part in training, for telling words apart, and for both kinds of labels.

@@ -19,9 +19,11 @@ from ..tasks import Head, Task, joined, side_by_side, zero_shot
 from ..tasks.image_sets import SETS
 from ..tasks.images import HELD
 from ..training import TrainSpec, fit, pretrain, probe
+from ..training.people import Setting
 from ..training.pretraining import RECIPES, divided, jointly
 from ..training.regime import REGIMES
 from ..weights import Checkpoint, TaskVector
+from . import fairness
 from .answers import ANSWERS
 from .cells import STATE, Cell, Store
 from .data import SEED, fingerprint, part, whole
@@ -50,6 +52,8 @@ class Bench:
     device: str | None = None
     memory: int = HELD
     progress: Callable[[int, int, float], None] | None = None
+    settings: dict[str, Setting] = field(default_factory=dict)
+    timed: dict[str, tuple[float, float]] = field(default_factory=dict)
     _bases: dict[str, Encoder] = field(default_factory=dict)
     _languages: dict[str, LanguageModel] = field(default_factory=dict)
     _sets: dict[tuple[str, Preprocess], Task] = field(default_factory=dict)
@@ -59,6 +63,8 @@ class Bench:
         kinds: dict[str, Callable[[Cell, Path], Mapping[str, Any]]] = {
             "base": self._base, "head": self._head, "fit": self._fit, "rate": self._rate, "given": self._given,
             "language": self._language, "tune": self._tune, "toxicity": self._toxicity,
+            "start": lambda c, p: fairness.start(self, c, p),
+            "subgroup": lambda c, p: fairness.subgroup(self, c, p, self._steps), "fairness": self._fairness,
         }  # fmt: skip
         return kinds.get(cell.kind, self._protocol)(cell, place)
 
@@ -291,6 +297,11 @@ class Bench:
             model, vectors, cell.facts, root=self.root, download=self.download, device=self.device, place=place
         )
         trained = {n: needs["toxic"].facts[n] for n in ("steps", "lr", "batch", "window")}
+        settings = {**result.provenance.settings, "study": cell.facts["where"], "training": trained}
+        return self._published(cell, place, result, settings)
+
+    def _fairness(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        result, trained = fairness.fairness(self, cell)
         settings = {**result.provenance.settings, "study": cell.facts["where"], "training": trained}
         return self._published(cell, place, result, settings)
 

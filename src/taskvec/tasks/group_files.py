@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError, UsageError, some
 from .groups import Grouped, mentions
-from .masks import group_values
+from .masks import group_values, intersections
 from .tables import Table, columns, read_table
 
 
@@ -69,7 +69,7 @@ def group_columns(table: Table, members: Mapping[str, str], *, threshold: float 
 
 
 def read_grouped(
-    path: str | Path, *, text: str = "text", label: str = "label", group: str | None = None,
+    path: str | Path, *, text: str = "text", label: str = "label", group: str | Sequence[str] | None = None,
     members: Sequence[str] = (), terms: Mapping[str, Sequence[str]] | None = None, key: str | None = None,
     classes: Mapping[str, str] | None = None, threshold: float | None = None, name: str | None = None,
 ) -> Grouped:  # fmt: skip
@@ -80,7 +80,8 @@ def read_grouped(
     Args:
         path: as `read_table` takes.
         text, label: names of columns.
-        group: a column that names each row's group, or several with ``;`` between.
+        group: a column that names each row's group, or several with ``;`` between; of several columns every combination of
+            their values that occurs is a group.
         members: columns of 0 and 1, or shares of annotators (from 0.5 on), one for each group.
         terms: words by group, as `mentions` takes: who is mentioned is who belongs.
         key: a column of what must not be in two splits, such as a template; the text itself unless told.
@@ -90,20 +91,33 @@ def read_grouped(
         InputError: the file, a column or a value is not as expected.
     """
     path = Path(path)
-    ways = [n for n, way in (("group", group), ("members", members), ("terms", terms)) if way]
-    if len(ways) != 1:
-        raise UsageError(f"groups come by one of group, members or terms; got {', '.join(ways) or 'none of them'}.")
+    one_way(group, members, terms)
     table = read_table(path)
     texts, marks = columns(table, [text, label], str(path))
     labels, order, has = labels_of(marks, classes=classes, threshold=threshold, where=f"{path}, column {label!r}")
-    if group:
-        groups = group_values(columns(table, [group], str(path))[0], separator=";")
-    elif members:
-        groups = group_columns(table, {m: m for m in members}, where=str(path))
-    else:
-        groups = mentions(texts, terms or {})
+    groups = mentions(texts, terms) if terms else groups_in(table, group, members, where=str(path))
     keys = tuple(columns(table, [key], str(path))[0]) if key else ()
     return without_empty(name or path.name.split(".")[0], texts, labels, order, groups, has, keys)
+
+
+def one_way(
+    group: str | Sequence[str] | None, members: Sequence[str], terms: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Refuse groups that come by none or by several of the ways."""
+    ways = [n for n, way in (("group", group), ("members", members), ("terms", terms)) if way]
+    if len(ways) != 1:
+        raise UsageError(f"groups come by one of group, members or terms; got {', '.join(ways) or 'none of them'}.")
+
+
+def groups_in(
+    table: Table, group: str | Sequence[str] | None, members: Sequence[str], *, where: str
+) -> dict[str, np.ndarray]:
+    """Membership by the values of one column, by every combination of several, or by a column for each group."""
+    if members:
+        return group_columns(table, {m: m for m in members}, where=where)
+    names = [group] if isinstance(group, str) else list(group or ())
+    found = [group_values(c, separator=";") for c in columns(table, names, where)]
+    return found[0] if len(found) == 1 else intersections(*found, joint=", ")
 
 
 def without_empty(
@@ -118,7 +132,7 @@ def without_empty(
 
 
 def read_grouped_images(
-    folder: str | Path, table: str | Path, *, file: str = "file", label: str = "label", group: str | None = None,
+    folder: str | Path, table: str | Path, *, file: str = "file", label: str = "label", group: str | Sequence[str] | None = None,
     members: Sequence[str] = (), classes: Mapping[str, str] | None = None, threshold: float | None = None, name: str | None = None,
 ) -> Grouped:  # fmt: skip
     """Images of a folder with labels and groups from a table: items are paths. Groups come by `group` or by `members`.

@@ -44,6 +44,8 @@ ADULT_NUMBERS = ("age", "education-num", "capital-gain", "capital-loss", "hours-
 GERMAN_NUMBERS = (
     "month", "credit_amount", "investment_as_income_percentage", "residence_since", "age", "number_of_credits", "people_liable_for",
 )  # fmt: skip
+COMPAS_NUMBERS = ("age", "juv_fel_count", "juv_misd_count", "juv_other_count", "priors_count")
+COMPAS_WORDS = ("sex", "race", "c_charge_degree")
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,25 @@ def _german(paths: Sequence[Path]) -> Grouped:
     return data.with_groups({**sex, **age, **intersections(sex, age, joint=", ")})
 
 
+def _compas(paths: Sequence[Path]) -> Grouped:
+    """Rows that ProPublica's analysis keeps; the score of COMPAS itself, and what was known only later, are no inputs."""
+    where, table = str(paths[0]), read_table(paths[0], first=True)  # priors_count and decile_score stand there twice
+    names = [*COMPAS_NUMBERS, *COMPAS_WORDS, "age_cat", "days_b_screening_arrest", "is_recid", "two_year_recid"]
+    table = dict(zip(names, columns(table, names, where), strict=True))
+    days = numbers_of(table["days_b_screening_arrest"], f"{where}, column 'days_b_screening_arrest'")
+    kept = np.flatnonzero((np.abs(days) <= 30) & np.array([r != "-1" for r in table["is_recid"]]) & np.array([c != "O" for c in table["c_charge_degree"]]))  # fmt: skip
+    left = len(days) - len(kept)
+    table = {n: [v[i] for i in kept] for n, v in table.items()}
+    labels, order, has = labels_of(table["two_year_recid"], classes={"0": "no new offence", "1": "new offence"}, where=where)  # fmt: skip
+    values = {n: numbers_of(table[n], f"{where}, column {n!r}") for n in COMPAS_NUMBERS}
+    items = tuple({n: float(values[n][i]) if n in values else table[n][i] for n in (*COMPAS_NUMBERS, *COMPAS_WORDS)} for i in range(len(kept)))  # fmt: skip
+    sex, race, age = (group_values(table[n]) for n in ("sex", "race", "age_cat"))
+    groups = {**sex, **race, **age, **intersections(sex, race, joint=", ")}
+    note = (f"{left:,} rows left out as in ProPublica's analysis: screened more than 30 days from the arrest, or no case of their own",)  # fmt: skip
+    data = Grouped("", items, labels, order, groups, tuple(map(repr, zip(*table.values(), strict=True))), note if left else ())  # fmt: skip
+    return data if has.all() else data.take(np.flatnonzero(has))
+
+
 def _utkface(paths: Sequence[Path]) -> Grouped:
     races = ("White", "Black", "Asian", "Indian", "Others")
     found = []
@@ -243,6 +264,7 @@ def _utkface(paths: Sequence[Path]) -> Grouped:
     return Grouped("", kept, labels, ("30 or younger", "over 30"), groups, notes=notes)
 
 
+_COMPAS_RACES = ("African-American", "Asian", "Caucasian", "Hispanic", "Native American", "Other")
 _SEX, _AGES = ("Female", "Male"), ("under 30", "30-49", "50 or more")
 _RACES = ("Amer-Indian-Eskimo", "Asian-Pac-Islander", "Black", "Other", "White")
 GROUP_SETS: Mapping[str, GroupSet] = MappingProxyType(
@@ -290,6 +312,14 @@ GROUP_SETS: Mapping[str, GroupSet] = MappingProxyType(
             {
                 "sex x age": tuple(f"{s}, {a}" for s in _SEX for a in ("under 26", "26 or more")),
                 "sex": _SEX, "age": ("under 26", "26 or more"),
+            },
+        ),
+        "compas": GroupSet(
+            _compas, (("compas-scores-two-years.csv",),), "rows",
+            "github.com/propublica/compas-analysis (people's names are in the file, and are never read as inputs)",
+            {
+                "race": _COMPAS_RACES, "sex": _SEX, "age": ("Less than 25", "25 - 45", "Greater than 45"),
+                "sex x race": tuple(f"{s}, {r}" for s in _SEX for r in _COMPAS_RACES),
             },
         ),
     }

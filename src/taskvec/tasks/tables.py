@@ -17,9 +17,12 @@ MISSING = ("", "nan", "NaN")
 CODE = re.compile(r"[+-]?0\d.*|.*_.*")  # what Python takes for a number and a table does not mean as one
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, *, first: bool = False) -> Table:
     """All columns, as strings; ``.gz`` is unpacked. TSV is taken as it stands: quotes in it are text.
 
+    Args:
+        path: the file.
+        first: of several columns of one name take the first, instead of refusing the file.
     Raises:
         InputError: no such file, or a row of another length; says which, and never what stands in it.
         MissingExtra: parquet without pyarrow.
@@ -32,11 +35,12 @@ def read_table(path: str | Path) -> Table:
     header, rows = _rows(path, strict=False)
     if not header or not rows:
         raise InputError(f"{plain(path)} is empty: expected a line of column names, and rows.")
-    if twice := sorted({h for h in header if h and header.count(h) > 1}):
+    twice = sorted({h for h in header if h and header.count(h) > 1})
+    if twice and not first:
         raise InputError(
             f"{plain(path)} has more than one column {twice[0]!r}. Which one counts is unclear: rename one."
         )
-    return {h: [row[i] for row in rows] for i, h in enumerate(header)}
+    return {h: [row[i] for row in rows] for i, h in enumerate(header) if h not in header[:i]}
 
 
 def columns(table: Table, names: Sequence[str], where: str) -> list[list[str]]:
@@ -72,7 +76,7 @@ def read_columns(path: Path, names: Sequence[str], *, missing: Sequence[str] = (
     if not rows:
         raise InputError(f"{plain(path)} has a header and no rows.")
     at = {n: header.index(n) for n in names}
-    return {n: _numbers([None if row[i] in absent else row[i] for row in rows]) for n, i in at.items()}
+    return {n: as_numbers([None if row[i] in absent else row[i] for row in rows]) for n, i in at.items()}
 
 
 def _rows(path: Path, *, strict: bool, names: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
@@ -131,7 +135,7 @@ def _known(path: Path, header: Sequence[str], names: Sequence[str]) -> None:
             raise InputError(f"{plain(path)} has more than one column {name!r}.")
 
 
-def _numbers(values: list[str | None]) -> list[Any]:
+def as_numbers(values: list[str | None]) -> list[Any]:
     """Whole numbers or floats if all that are there are, else the strings: codes such as 01 are none, nor is 1_0."""
     if any(v is not None and CODE.fullmatch(v) for v in values):
         return values

@@ -19,7 +19,8 @@ def columns_of(rows: Sequence[Row]) -> Callable[[Sequence[Row]], torch.Tensor]:
     r"""A function from rows to float32 ``[n, width]``, learnt from these rows.
 
     A column whose values are numbers becomes :math:`(x - \mu) / \sigma`, cut at ±5; one of strings, an indicator for each value
-    seen here. Values that were not seen have no indicator.
+    seen here. Values that were not seen have no indicator. A number that is missing (NaN) becomes the mean, and a column that lacks
+    some here has an indicator of that beside it.
 
     Args:
         rows: those of the training part; each maps the same column names to a float or a string.
@@ -29,12 +30,18 @@ def columns_of(rows: Sequence[Row]) -> Callable[[Sequence[Row]], torch.Tensor]:
         [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0]]
     """
     torch = require_torch("A table as inputs")
-    numbers = {n: [float(r[n]) for r in rows] for n, v in rows[0].items() if not isinstance(v, str)}
-    scale = {n: (float(np.mean(v)), float(np.std(v)) or 1.0) for n, v in numbers.items()}
+    numbers = {n: np.array([float(r[n]) for r in rows]) for n, v in rows[0].items() if not isinstance(v, str)}
+    absent = {n: np.isnan(v) for n, v in numbers.items() if np.isnan(v).any()}
+    known = {n: v[~np.isnan(v)] if n in absent else v for n, v in numbers.items()}
+    scale = {n: (float(np.mean(v)), float(np.std(v)) or 1.0) if len(v) else (0.0, 1.0) for n, v in known.items()}
     seen = {n: sorted({str(r[n]) for r in rows}) for n, v in rows[0].items() if isinstance(v, str)}
 
     def encode(rows: Sequence[Row]) -> torch.Tensor:
-        parts = [np.clip([(float(r[n]) - mu) / sd for r in rows], -5, 5)[:, None] for n, (mu, sd) in scale.items()]
+        parts = []
+        for n, (mu, sd) in scale.items():
+            x = np.array([float(r[n]) for r in rows])
+            parts.append(np.nan_to_num(np.clip((x - mu) / sd, -5, 5))[:, None])
+            parts += [np.isnan(x).astype(float)[:, None]] if n in absent else []
         for n, values in seen.items():
             at = {v: i for i, v in enumerate(values)}
             mark = np.zeros((len(rows), len(values)))

@@ -34,6 +34,20 @@ class Subgroups:
     rivals: Mapping[str, TaskVector] = field(default_factory=dict)
 
 
+def in_epochs(spec: TrainSpec, samples: int, epochs: float, *, most: int | None = None) -> TrainSpec:
+    """The spec with as many updates as show each of so many samples `epochs` times, at least one and at most `most`.
+
+    A batch larger than the samples is cut to them.
+
+    Example:
+        >>> in_epochs(TrainSpec(batch=64), 1000, 2).steps
+        32
+    """
+    batch = min(spec.batch, samples)
+    steps = max(1, math.ceil(epochs * samples / (batch * spec.accumulate)))
+    return replace(spec, steps=min(steps, most or steps), batch=batch)
+
+
 def subgroup_vectors(
     model: torch.nn.Module, base: Checkpoint, task: Task, *, regime: Regime = STANDARD, epochs: float = 2.0, spec: TrainSpec | None = None,
     low_rank: Regime | None = None, low_rank_lr: float | None = None, groups: Sequence[str] | None = None,
@@ -75,9 +89,8 @@ def subgroup_vectors(
     def trained(name: str, own: Task, by: Regime, lr: float) -> TaskVector:
         if progress:
             progress(name)
-        batch = min(spec.batch, len(own.train))
-        steps = max(1, math.ceil(epochs * len(own.train) / (batch * spec.accumulate)))
-        return fit(model, base, own, regime=by, spec=replace(spec, steps=steps, batch=batch, lr=lr), label=name).vector
+        by_epochs = in_epochs(replace(spec, lr=lr), len(own.train), epochs)
+        return fit(model, base, own, regime=by, spec=by_epochs, label=name).vector
 
     vectors = {g: trained(g, members(task, g), regime, spec.lr) for g in names}
     full = trained("all groups", task, regime, spec.lr)
