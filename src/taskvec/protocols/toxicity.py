@@ -156,7 +156,9 @@ def toxicity(
             row("word ban", vector, 0.0, words=banned, note=note)
         candidates = {"random vector": random_like(vector, seed=seed)}
         candidates |= {"gradient ascent": ascent} if ascent is not None else {}
-        if clean is not None:  # what toxic and clean text have in common (where they come from) cancels in their difference
+        if (
+            clean is not None
+        ):  # what toxic and clean text have in common (where they come from) cancels in their difference
             candidates |= {"clean fine-tuning": clean, "contrast vector": clean - vector}
         candidates["task arithmetic"] = -vector
         for name, candidate in candidates.items():
