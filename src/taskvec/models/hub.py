@@ -203,12 +203,7 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
     """
     if max_tokens < 3:
         raise UsageError(f"max_tokens is {max_tokens}: a sentence needs a beginning, an end and a token between them.")
-    AutoTokenizer = require_transformers("tokenising text").AutoTokenizer
-    try:
-        inner = AutoTokenizer.from_pretrained(str(fetched(path, download=False)), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} holds no tokenizer that transformers can read: {error}") from error
-
+    inner = opened_tokenizer(path)
     inner.padding_side = "right"  # the encoder cuts padding off the right
 
     def tokenise(texts: Sequence[str]) -> torch.Tensor:
@@ -216,6 +211,20 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
         return encoded["input_ids"]
 
     return tokenise
+
+
+def opened_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of transformers in a folder.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        InputError: the folder holds no tokenizer.
+    """
+    AutoTokenizer = require_transformers("tokenising text").AutoTokenizer
+    try:
+        return AutoTokenizer.from_pretrained(str(fetched(path, download=False)), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} holds no tokenizer that transformers can read: {error}") from error
 
 
 def minilm_folder() -> Path:
@@ -235,6 +244,11 @@ def minilm_folder() -> Path:
             f"which is not installed. Run: {MINILM_INSTALL}"
         )
     return found[0].parent
+
+
+def packaged(read: str | Path) -> Path:
+    """The folder that is read: ``"minilm"`` is the packaged model, unless there is a folder of that name."""
+    return minilm_folder() if str(read) == "minilm" and not Path(read).exists() else Path(read)
 
 
 def minilm(*, max_tokens: int = 32) -> tuple[torch.nn.Module, Checkpoint, Tokenizer]:

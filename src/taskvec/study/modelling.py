@@ -1,0 +1,92 @@
+"""What studies train text encoders with where there are no labels: filling in masked tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..models.filling import filling, vocabulary_head
+from ..models.functional import bind, device_of, tensors
+from ..models.texts import TextBase
+from ..search import curves
+from ..select import matching
+from ..tasks.masked import masked_task
+from ..tasks.task import IGNORED, Head, Split, Task
+from ..training import TrainSpec, fit
+from ..training.regime import Regime
+from ..weights import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+SEED = 0  # of the hidden tokens: equal for all seeds of a study
+BATCH = 128  # masked tokens at a time, while the head is fitted
+VOCABULARY = Regime("head over the vocabulary", matching("transform.*", "norm.*", "bias"))
+Progress = Callable[[int, float], None] | None
+
+
+def fitted_head(
+    opened: TextBase, parts: Sequence[Sequence[str]], facts: Mapping[str, Any], *, progress: Progress
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The head over the vocabulary, fitted to the states that the base has where tokens of these texts are hidden; what it learnt."""
+    task = hiding("texts", opened, parts, facts)
+    model = filling(opened)
+    f = bind(model)
+    weights = tensors(opened.base, like=model, device=device_of(model))
+    seen = [_states(f, weights, split, device_of(model)) for split in (task.train, task.validation, task.test)]
+    head = vocabulary_head(opened).to(device_of(model))
+    start = Checkpoint.of(head, label="head over the vocabulary")
+    states = Task("masked tokens", *seen, head=Head.own(len(task.classes)), classes=task.classes)
+    spec = TrainSpec(
+        steps=facts["steps"], lr=facts["lr"], batch=min(BATCH, len(seen[0])), weight_decay=0.01, check=max(1, facts["steps"] // 10)
+    )  # fmt: skip
+    made = fit(head, start, states, regime=VOCABULARY, spec=spec, progress=progress)
+    data = {"own": (states.validation, states.needs_head())}
+    before, after = curves(head, start, made.vector, data, coefficients=(0.0, 1.0))["own"]
+    return made.checkpoint, {
+        "tokens": len(seen[0]), "loss": list(made.looks.values())[-1:], "step": made.step, "base": before.model_dump(), "validation": after.model_dump(),
+    }  # fmt: skip
+
+
+def taught(
+    opened: TextBase, model: torch.nn.Module, parts: Sequence[Sequence[str]], facts: Mapping[str, Any], *, regime: Regime, state: Path,
+    every: int, progress: Progress,
+) -> tuple[Any, dict[str, Any]]:  # fmt: skip
+    """The encoder trained to fill in masked tokens of a text; what it learnt."""
+    task = hiding(facts["text"]["name"], opened, parts, facts)
+    spec = TrainSpec(
+        steps=facts["steps"], lr=facts["lr"], batch=min(facts["batch"], len(task.train)), weight_decay=facts["weight_decay"],
+        warmup=facts["warmup"], seed=facts["seed"],
+    )  # fmt: skip
+    made = fit(
+        model, opened.base, task, regime=regime, spec=spec, label=task.name, state=state, every=every, progress=progress
+    )
+    data = {"own": (task.validation, task.needs_head())}
+    before, after = curves(model, opened.base, made.vector, data, coefficients=(0.0, 1.0), forward=made.forward)["own"]
+    return made, {
+        "loss": [made.losses[0], made.losses[-1]], "texts": sum(map(len, parts)), "base": before.model_dump(), "validation": after.model_dump(),
+    }  # fmt: skip
+
+
+def hiding(name: str, opened: TextBase, parts: Sequence[Sequence[str]], facts: Mapping[str, Any]) -> Task:
+    """Texts as a task of filling in what is hidden."""
+    tokenizer = opened.prepare.tokenizer()
+    size = opened.whole._inner.get_input_embeddings().weight.shape[0]
+    known = tokenizer.convert_ids_to_tokens(range(min(size, len(tokenizer))))
+    return masked_task(
+        name, parts, tokenise=opened.prepare.ids, mask=tokenizer.mask_token_id, special=tokenizer.all_special_ids,
+        vocabulary=(*map(str, known), *(f"<unused {i}>" for i in range(len(known), size))), share=facts["masked"],
+        copies=facts["copies"], seed=SEED,
+    )  # fmt: skip
+
+
+def _states(f: Any, weights: Mapping[str, torch.Tensor], split: Split, device: torch.device) -> Split:
+    """The states of the base at the hidden tokens of a split, each a sample; inputs ``[m, d]``, labels the tokens."""
+    import torch
+
+    rows: Any = split.inputs
+    with torch.no_grad():
+        found = torch.cat([f(weights, x.to(device)).cpu().transpose(1, 2) for x in rows.split(64)])
+    counted = split.labels != IGNORED
+    return Split(found[counted], split.labels[counted])
