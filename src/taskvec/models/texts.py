@@ -65,6 +65,11 @@ class TextBase:
     below: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
+    def pad(self) -> int:
+        """The token that fills rows up, which the encoder does not read."""
+        return int(self.whole.pad)
+
+    @property
     def learns(self) -> Select | None:
         """The names that may be in a vector: those above the frozen layers; None for all."""
         if not self.frozen:

@@ -1,4 +1,4 @@
-"""What studies train text encoders with where there are no labels: filling in masked tokens."""
+"""What studies train text bases with where there are no labels: filling in masked tokens, or, decoders, telling the next one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.filling import filling, vocabulary_head
 from ..models.functional import bind, device_of, tensors
+from ..models.modelling import causal, filling, own_head, telling, vocabulary_head, with_weights
 from ..models.texts import TextBase
 from ..search import curves
 from ..select import matching
-from ..tasks.masked import masked_task
 from ..tasks.task import IGNORED, Head, Split, Task
+from ..tasks.unlabelled import following_task, masked_task
 from ..training import TrainSpec, fit
 from ..training.regime import Regime
 from ..weights import Checkpoint
@@ -50,11 +50,19 @@ def fitted_head(
 
 
 def taught(
-    opened: TextBase, model: torch.nn.Module, parts: Sequence[Sequence[str]], facts: Mapping[str, Any], *, regime: Regime, state: Path,
-    every: int, progress: Progress,
+    opened: TextBase, head: Path, parts: Sequence[Sequence[str]], facts: Mapping[str, Any], *, regime: Regime, state: Path, every: int,
+    progress: Progress,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
-    """The encoder trained to fill in masked tokens of a text; what it learnt."""
-    task = hiding(facts["text"]["name"], opened, parts, facts)
+    """The base trained to fill in masked tokens of a text through the head in a file, or to tell the next ones; what it learnt."""
+    if causal(opened):
+        model = telling(opened, own_head(opened).to(device_of(opened.whole)))
+        task = following_task(
+            facts["text"]["name"], parts, tokenise=opened.prepare.ids, pad=opened.pad, vocabulary=_vocabulary(opened)
+        )
+    else:
+        kept = with_weights(vocabulary_head(opened), Checkpoint.read(head))
+        model = filling(opened, kept.to(device_of(opened.whole)))
+        task = hiding(facts["text"]["name"], opened, parts, facts)
     spec = TrainSpec(
         steps=facts["steps"], lr=facts["lr"], batch=min(facts["batch"], len(task.train)), weight_decay=facts["weight_decay"],
         warmup=facts["warmup"], seed=facts["seed"],
@@ -72,13 +80,17 @@ def taught(
 def hiding(name: str, opened: TextBase, parts: Sequence[Sequence[str]], facts: Mapping[str, Any]) -> Task:
     """Texts as a task of filling in what is hidden."""
     tokenizer = opened.prepare.tokenizer()
-    size = opened.whole._inner.get_input_embeddings().weight.shape[0]
-    known = tokenizer.convert_ids_to_tokens(range(min(size, len(tokenizer))))
     return masked_task(
         name, parts, tokenise=opened.prepare.ids, mask=tokenizer.mask_token_id, special=tokenizer.all_special_ids,
-        vocabulary=(*map(str, known), *(f"<unused {i}>" for i in range(len(known), size))), share=facts["masked"],
-        copies=facts["copies"], seed=SEED,
+        vocabulary=_vocabulary(opened), share=facts["masked"], copies=facts["copies"], seed=SEED,
     )  # fmt: skip
+
+
+def _vocabulary(opened: TextBase) -> tuple[str, ...]:
+    tokenizer = opened.prepare.tokenizer()
+    size = opened.whole._inner.get_input_embeddings().weight.shape[0]
+    known = tokenizer.convert_ids_to_tokens(range(min(size, len(tokenizer))))
+    return (*map(str, known), *(f"<unused {i}>" for i in range(len(known), size)))
 
 
 def _states(f: Any, weights: Mapping[str, torch.Tensor], split: Split, device: torch.device) -> Split:

@@ -153,7 +153,7 @@ class LanguageSpec(Strict):
     """How vectors of language modelling on texts are trained; warm-up and decay are those of `fit`.
 
     An encoder fills in a share `masked` of each text's tokens, hidden in `copies` different ways, through a head over the vocabulary
-    that is fitted first on the frozen base (`head_steps`, `head_lr`). A causal model predicts the next token, in windows of the base's `tokens`.
+    that is fitted first on the frozen base (`head_steps`, `head_lr`). A causal model tells each next token through its own head.
     """
 
     steps: Count = 200

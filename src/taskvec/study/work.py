@@ -10,9 +10,9 @@ from typing import Any
 
 from ..errors import InputError, NonFinite, UsageError
 from ..models.encoders import Encoder, displacement, encoder
-from ..models.filling import filling, vocabulary_head, with_weights
 from ..models.hub import fetched, packaged
 from ..models.language import LanguageModel
+from ..models.modelling import causal
 from ..models.preprocess import Preprocess
 from ..models.small import save_small_vit
 from ..models.texts import TextBase, Tokens, text_base
@@ -328,9 +328,12 @@ class Bench:
     # Text encoders that model language.
 
     def _words(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        opened = self.reader(cell.needs["base"])
+        if causal(opened):
+            return {"how": "the model's own"}
         parts = [unmarked(f, self.root) for f in cell.facts["texts"]]
         head, found = fitted_head(
-            self.reader(cell.needs["base"]), [[t for p in parts for t in p[i]] for i in range(3)], cell.facts,
+            opened, [[t for p in parts for t in p[i]] for i in range(3)], cell.facts,
             progress=self._steps(cell.facts["steps"]),
         )  # fmt: skip
         head.save(place / WORDS, overwrite=True)
@@ -338,10 +341,8 @@ class Bench:
 
     def _modelled(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         facts, needs = cell.facts, cell.needs
-        opened = self.reader(needs["base"])
-        head = with_weights(vocabulary_head(opened), Checkpoint.read(self.store.place(needs["words"]) / WORDS))
         made, found = taught(
-            opened, filling(opened, head), unmarked(facts["text"], self.root), facts,
+            self.reader(needs["base"]), self.store.place(needs["words"]) / WORDS, unmarked(facts["text"], self.root), facts,
             regime=self.regime(facts["regime"], needs["base"]), state=place / STATE, every=EVERY, progress=self._steps(facts["steps"]),
         )  # fmt: skip
         made.vector.save(place / VECTOR, overwrite=True)

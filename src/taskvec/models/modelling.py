@@ -1,4 +1,4 @@
-"""Filling in masked tokens: a text encoder with a head over its vocabulary, for models that come without one."""
+"""Language modelling with a text base, its head over the vocabulary kept as it is: filling in masked tokens, or telling the next."""
 
 from __future__ import annotations
 
@@ -69,8 +69,7 @@ def filling(opened: TextBase, head: torch.nn.Module | None = None) -> torch.nn.M
         head: states -> logits; kept as it is, and no part of the parameters.
     """
     torch = require_torch("Filling in masked tokens")
-    length, inner = opened.prepare.most, opened.whole._inner
-    pad = inner.config.pad_token_id or 0
+    length, pad = opened.prepare.most, opened.pad
 
     class Filling(torch.nn.Module):
         _inner: Any
@@ -93,3 +92,49 @@ def filling(opened: TextBase, head: torch.nn.Module | None = None) -> torch.nn.M
             return (there if head is None else head(there)).transpose(1, 2)
 
     return Filling().eval()
+
+
+def causal(opened: TextBase) -> bool:
+    """Whether it is a decoder, which tells the next token: its tokenizer has none that hides another."""
+    return opened.prepare.tokenizer().mask_token_id is None
+
+
+def own_head(opened: TextBase) -> torch.nn.Module:
+    """The head over the vocabulary that a causal model comes with, which does not learn.
+
+    Raises:
+        InputError, KeyMismatch: the folder is not that of a whole causal language model.
+    """
+    torch = require_torch("Telling the next token")
+    from .language import language_model
+
+    found: Any = language_model(opened.prepare.folder, kind="causal").module
+    given = found.get_output_embeddings()
+    weight = given.weight.detach().clone()
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=given.bias is not None, device="meta")
+    head.weight = torch.nn.Parameter(weight)
+    if given.bias is not None:
+        head.bias = torch.nn.Parameter(given.bias.detach().clone())
+    return head.requires_grad_(False)
+
+
+def telling(opened: TextBase, head: torch.nn.Module) -> torch.nn.Module:
+    """A decoder as a function of token ids ``[n, length]``: the logits ``[n, vocabulary, length]`` of the tokens that follow.
+
+    Parameters are the encoder's, under its names; the head is no part of them.
+    """
+    torch = require_torch("Telling the next token")
+    pad = opened.pad
+
+    class Telling(torch.nn.Module):
+        _inner: Any
+
+        def __init__(self) -> None:
+            super().__init__()
+            adopt(self, opened.whole)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            states = self._inner._inner(input_ids=ids, attention_mask=(ids != pad).long()).last_hidden_state
+            return head(states).transpose(1, 2)
+
+    return Telling().eval()

@@ -1,4 +1,4 @@
-"""Filling in masked tokens as a task: what an encoder learns from texts without labels."""
+"""Texts without labels as a task: filling in masked tokens for encoders, telling the next one for decoders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def masked_task(
     name: str, parts: Sequence[Sequence[str]], *, tokenise: Callable[[Sequence[str]], torch.Tensor], mask: int, special: Sequence[int],
     vocabulary: Sequence[str], share: float = 0.15, copies: int = 4, seed: int = 0,
 ) -> Task:  # fmt: skip
-    """Texts, some of whose tokens are hidden and are to be told: for the modules of `taskvec.models.filling`.
+    """Texts, some of whose tokens are hidden and are to be told: for the modules of `taskvec.models.modelling`.
 
     Of each text a share of the tokens, one at least, is chosen; eight in ten of these become the mask, one in ten another token, one
     stays. Inputs are ``[n, length + k]``: ids and the chosen positions; labels ``[n, k]`` the tokens that were there.
@@ -53,6 +53,32 @@ def masked_task(
             raise InputError(f"task {name!r}: the {which} part has no text with a token to hide. Give more texts.")
         ids, ordinary = ids.repeat(times, 1), ordinary.repeat(times, 1)
         splits.append(_hidden(ids, ordinary, mask, others, share, generator))
+    return Task(name, *splits, head=Head.own(len(vocabulary)), classes=tuple(vocabulary))
+
+
+def following_task(
+    name: str, parts: Sequence[Sequence[str]], *, tokenise: Callable[[Sequence[str]], torch.Tensor], pad: int, vocabulary: Sequence[str]
+) -> Task:  # fmt: skip
+    """Texts, each token of which but the first is to be told from those before it.
+
+    Inputs are ids ``[n, length]``, labels ``[n, length]`` the ids that follow; padding does not count.
+
+    Args:
+        parts, tokenise, vocabulary: as in `masked_task`.
+        pad: the id that fills rows up.
+    Raises:
+        InputError: a part without a text of two tokens.
+    """
+    torch = require_torch("Telling the next token")
+    splits = []
+    for which, texts in zip(("training", "validation", "test"), parts, strict=True):
+        ids = tokenise(texts) if texts else torch.zeros(0, 2, dtype=torch.int64)
+        after = torch.cat([ids[:, 1:], torch.full((len(ids), 1), pad)], 1)
+        labels = torch.where(after == pad, IGNORED, after)
+        counted = (labels != IGNORED).any(1)
+        if not counted.any():
+            raise InputError(f"task {name!r}: the {which} part has no text of two tokens. Give more texts.")
+        splits.append(Split(ids[counted], labels[counted]))
     return Task(name, *splits, head=Head.own(len(vocabulary)), classes=tuple(vocabulary))
 
 
