@@ -192,14 +192,20 @@ class Study(Strict):
             )
 
     def _overlap(self, a: str, b: str) -> bool:
-        """Whether two tasks have samples in common, as far as their classes tell."""
+        """Whether two tasks have samples in common, as far as their files and classes tell."""
         one, two = self.tasks[a], self.tasks[b]
-        kept, also = ({str(k) for k in t.keep} for t in (one, two))
-        return (
-            (one.data or a) == (two.data or b)
-            and one.invert == two.invert
-            and (not kept or not also or bool(kept & also))
-        )
+        kept, also = self._classes(a), self._classes(b)
+        same = self._files(a) == self._files(b) and one.invert == two.invert
+        return same and (not kept or not also or bool(kept & also))
+
+    def _files(self, task: str) -> str:
+        text = self.of_text(task)
+        return self.texts[text].data or text if text else self.tasks[task].data or task
+
+    def _classes(self, task: str) -> set[str]:
+        """The classes that a task keeps; empty for all."""
+        text, own = self.of_text(task), {str(k) for k in self.tasks[task].keep}
+        return own or (set(self.texts[text].keep) if text else own)
 
     def _heads_fit(self) -> None:
         """Refuse questions whose answers would be those of heads that know too much or nothing."""
