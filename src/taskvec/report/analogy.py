@@ -115,10 +115,15 @@ def analogy_overview(placed: Sequence[tuple[Where, Any]]) -> Section:
             "coefficients.",
         ),
         tables=(over_seeds("Test accuracy on D, %" + (", and the coefficients of the analogy, seed by seed" if two else ""), placed, columns),),
-        notes=("With two coefficients the analogy has more to choose from on validation data than the other rows; a ratio of 0 is the source C.",)
-        if two
-        else (),
+        notes=TWO if two else (),
     )  # fmt: skip
+
+
+TWO = (
+    "With two coefficients the analogy has more to choose from on validation data than the other rows; at a ratio ρ of 0 it is the vector of C.",
+    "Beside it, sentiment about Yelp from that about Amazon and language modelling on both, T5 small, base, large (arXiv:2212.04089): trained on Amazon "
+    "88.6, 92.3, 95.0; analogy 89.9, 93.0, 95.1; trained on Yelp 91.1, 93.4, 95.5.",
+)  # fmt: skip
 
 
 def _chosen(number: Callable[[Any], float | None]) -> Callable[[Sequence[Any]], Cell]:

@@ -34,18 +34,20 @@ def fitted_head(
     model = filling(opened)
     f = bind(model)
     weights = tensors(opened.base, like=model, device=device_of(model))
-    seen = [_states(f, weights, split, device_of(model)) for split in (task.train, task.validation, task.test)]
+    seen, held = (_states(f, weights, split, device_of(model)) for split in (task.train, task.validation))
     head = vocabulary_head(opened).to(device_of(model))
     start = Checkpoint.of(head, label="head over the vocabulary")
-    states = Task("masked tokens", *seen, head=Head.own(len(task.classes)), classes=task.classes)
+    states = Task(
+        "masked tokens", seen, held, held, Head.own(len(task.classes)), task.classes
+    )  # no test: none is reported
     spec = TrainSpec(
-        steps=facts["steps"], lr=facts["lr"], batch=min(BATCH, len(seen[0])), weight_decay=0.01, check=max(1, facts["steps"] // 10)
+        steps=facts["steps"], lr=facts["lr"], batch=min(BATCH, len(seen)), weight_decay=0.01, check=max(1, facts["steps"] // 10)
     )  # fmt: skip
     made = fit(head, start, states, regime=VOCABULARY, spec=spec, progress=progress)
     data = {"own": (states.validation, states.needs_head())}
     before, after = curves(head, start, made.vector, data, coefficients=(0.0, 1.0))["own"]
     return made.checkpoint, {
-        "tokens": len(seen[0]), "loss": list(made.looks.values())[-1:], "step": made.step, "base": before.model_dump(), "validation": after.model_dump(),
+        "tokens": len(seen), "loss": list(made.looks.values())[-1:], "step": made.step, "base": before.model_dump(), "validation": after.model_dump(),
     }  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def taught(
     data = {"own": (task.validation, task.needs_head())}
     before, after = curves(model, opened.base, made.vector, data, coefficients=(0.0, 1.0), forward=made.forward)["own"]
     return made, {
-        "loss": [made.losses[0], made.losses[-1]], "texts": sum(map(len, parts)), "base": before.model_dump(), "validation": after.model_dump(),
+        "loss": [made.losses[0], made.losses[-1]], "texts": len(parts[0]), "base": before.model_dump(), "validation": after.model_dump(),
     }  # fmt: skip
 
 
