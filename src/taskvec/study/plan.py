@@ -56,7 +56,7 @@ def used(study: Study) -> list[str]:
         if isinstance(said, NegationSpec):
             names |= dict.fromkeys(said.targets or [t for t in study.tasks if t != said.control])
         elif isinstance(said, AnalogySpec):
-            names |= dict.fromkeys(said.cells[x] for x in ("CD" if study.domains else "ABCD"))
+            names |= dict.fromkeys(said.named("CD" if study.domains else "ABCD"))
         elif said is not None and not isinstance(said, LocalitySpec):
             names |= dict.fromkeys(said.tasks or study.tasks)
     return [t for t in study.tasks if t in names]
@@ -215,8 +215,8 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
             yield _result(study, protocol, said, where | {"target": target}, (target, said.control), forward, needs)
         return
     if isinstance(said, AnalogySpec):
-        names = tuple(said.cells[x] for x in ("CD" if study.domains else "ABCD"))
-        needs = needs_of(names) | texts_of([said.cells[x] for x in "AB"] if study.domains else ())
+        names = said.named("CD" if study.domains else "ABCD")
+        needs = needs_of(names) | texts_of(said.named("AB") if study.domains else ())
         yield _result(study, protocol, said, where, names, forward, needs)
         if said.shots and regime != POST_HOC and REGIMES[regime].forward.split is None:
             cell = _result(study, "few-shot", said, where | {"protocol": "few-shot"}, names, forward, needs)

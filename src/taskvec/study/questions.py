@@ -62,6 +62,11 @@ class AnalogySpec(Strict):
             raise ValueError("the cells of an analogy are four different tasks")
         return self
 
+    def named(self, letters: str) -> tuple[str, ...]:
+        """The names in these cells."""
+        cells: Mapping[Any, str] = self.cells
+        return tuple(cells[x] for x in letters)
+
 
 class SkillsSpec(Strict):
     """Each of the tasks (all unless named) helped by the vector of one other task, or of language modelling on one of the `texts`."""

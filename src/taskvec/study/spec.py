@@ -68,7 +68,7 @@ class Study(Strict):
                 if not said.targets and not set(self.tasks) - {said.control}:
                     raise ValueError("protocols.negation: there is no task but the control")
             if isinstance(said, AnalogySpec):
-                named = tuple(said.cells[x] for x in ("CD" if self.domains else "ABCD"))
+                named = said.named("CD" if self.domains else "ABCD")
             for task in named:
                 if task not in self.tasks:
                     raise ValueError(
@@ -122,7 +122,7 @@ class Study(Strict):
     def modelled(self) -> tuple[str, ...]:
         """Texts on which language modelling makes vectors: those that an analogy or skills name."""
         analogy, skills = self.protocols.analogy, self.protocols.skills
-        names = [analogy.cells[x] for x in "AB"] if analogy and self.domains else []
+        names = analogy.named("AB") if analogy and self.domains else ()
         return tuple(dict.fromkeys([*names, *(skills.texts if skills else ())]))
 
     def _texts_fit(self) -> None:
