@@ -123,7 +123,7 @@ def head_cell(study: Study, base: str, task: str, seed: int) -> Cell:
         members = [t for t in members if t != analogy.cells["D"]] or members
     facts: Facts = {"how": study.heads, "tasks": [task_facts(study, t) for t in members], "seed": seed}
     if study.heads == "probed":
-        facts["ridge"] = 1.0
+        facts["ridge"] = study.ridge
     return Cell("head", f"head {group or task} of {base}, seed {seed}", facts, {"base": base_cell(study, base, seed)})
 
 

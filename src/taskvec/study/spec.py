@@ -26,6 +26,7 @@ class Study(Strict):
     texts: Mapping[str, TextSpec] = {}
     bases: Mapping[str, BaseSpec]
     heads: Literal["probed", "zero-shot", "joint"] = "probed"
+    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of probed heads
     pretraining_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     regimes: Mapping[str, RegimeSpec] = {}
     fit: FitSpec = FitSpec()
