@@ -233,16 +233,11 @@ def _exp(loss: float) -> float:
 
 def _regime(name: str, only: str | None) -> Any:
     """A regime by its name on the command line, confined to names that match a pattern."""
-    from .. import training
-    from ..select import Select, matching
+    from ..select import matching
+    from ..training.regime import REGIMES, within
 
-    how = training.regime.REGIMES[name]
-    if not only:
-        return how
-    chosen = matching(only)
-    select: Any = how.select
-    inside = select & chosen if isinstance(select, Select) else replace(select, within=chosen)
-    return replace(how, name=f"{how.name} in {only}", select=inside)
+    how = REGIMES[name]
+    return how if not only else replace(within(how, matching(only)), name=f"{how.name} in {only}")
 
 
 @contextlib.contextmanager

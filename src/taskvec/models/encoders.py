@@ -1,4 +1,4 @@
-"""Image encoders from a folder: its config.json says how to open it."""
+"""Image encoders from a folder: its config.json says how to open it. (Text encoders: `texts`.)"""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from . import hub
 from .functional import adopt
 from .preprocess import CLIP, INTERPOLATIONS, Preprocess
 from .small import read_small_vit
+from .texts import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -26,18 +27,18 @@ RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5
 
 
 class Encoder(NamedTuple):
-    """An image encoder.
+    """An encoder of images, or of texts.
 
     Args:
-        module: images ``[n, channels, size, size]`` -> features ``[n, d]``.
+        module: images ``[n, channels, size, size]``, or token ids ``[n, length]`` -> features ``[n, d]``.
         base: its weights.
-        prepare: how images become its inputs.
-        text: texts -> embeddings ``[n, d]``, for zero-shot heads; None for models without a text encoder.
+        prepare: how images or texts become its inputs.
+        text: texts -> embeddings ``[n, d]``, for zero-shot heads; None for models without a text encoder beside that of images.
     """
 
     module: torch.nn.Module
     base: Checkpoint
-    prepare: Preprocess
+    prepare: Preprocess | Tokens
     text: Callable[[Sequence[str]], torch.Tensor] | None
 
 

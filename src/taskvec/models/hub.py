@@ -51,7 +51,18 @@ def transformer(
     """
     inner, base = loaded(path, "loading a transformer", download=download, revision=revision, label=label)
     pad = inner.config.pad_token_id
-    return _pooled(inner, pad=0 if pad is None else pad, pool=pool, normalise=normalise), base
+    if pad is None:
+        pad = _end(fetched(path, download=download, revision=revision))
+    return _pooled(inner, pad=pad, pool=pool, normalise=normalise), base
+
+
+def _end(folder: Path) -> int:
+    """What fills rows up where a model has no token for it, as decoders have none: the end of a text; else token 0."""
+    try:
+        found = opened_tokenizer(folder).eos_token_id
+    except InputError:  # a model alone: whoever has token ids knows
+        return 0
+    return 0 if found is None else int(found)
 
 
 def loaded(
@@ -204,12 +215,9 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
     """
     if max_tokens < 3:
         raise UsageError(f"max_tokens is {max_tokens}: a sentence needs a beginning, an end and a token between them.")
-    AutoTokenizer = require_transformers("tokenising text").AutoTokenizer
-    try:
-        inner = AutoTokenizer.from_pretrained(str(fetched(path, download=False)), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} holds no tokenizer that transformers can read: {error}") from error
-
+    inner = opened_tokenizer(path)
+    if inner.pad_token is None:
+        inner.pad_token = inner.eos_token or inner.convert_ids_to_tokens(0)
     inner.padding_side = "right"  # the encoder cuts padding off the right
 
     def tokenise(texts: Sequence[str]) -> torch.Tensor:
@@ -217,6 +225,20 @@ def tokenizer(path: str | Path, *, max_tokens: int = 32) -> Tokenizer:
         return encoded["input_ids"]
 
     return tokenise
+
+
+def opened_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of transformers in a folder.
+
+    Raises:
+        MissingExtra: transformers is not installed.
+        InputError: the folder holds no tokenizer.
+    """
+    AutoTokenizer = require_transformers("tokenising text").AutoTokenizer
+    try:
+        return AutoTokenizer.from_pretrained(str(fetched(path, download=False)), local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} holds no tokenizer that transformers can read: {error}") from error
 
 
 def minilm_folder() -> Path:
@@ -236,6 +258,11 @@ def minilm_folder() -> Path:
             f"which is not installed. Run: {MINILM_INSTALL}"
         )
     return found[0].parent
+
+
+def packaged(read: str | Path) -> Path:
+    """The folder that is read: ``"minilm"`` is the packaged model, unless there is a folder of that name."""
+    return minilm_folder() if str(read) == "minilm" and not Path(read).exists() else Path(read)
 
 
 def minilm(*, max_tokens: int = 32) -> tuple[torch.nn.Module, Checkpoint, Tokenizer]:
@@ -266,6 +293,7 @@ def _pooled(inner: Any, *, pad: int, pool: str, normalise: bool) -> torch.nn.Mod
         def __init__(self) -> None:
             super().__init__()
             adopt(self, inner)
+            self.pad = pad
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return by_length(self.features, ids, ids != pad)

@@ -17,6 +17,7 @@ from .locality import locality_overview
 from .negation import negation_overview
 from .section import Section
 from .seeds import Where
+from .skills import skills_overview
 from .toxicity import toxicity_overview
 from .words import clean
 
@@ -53,7 +54,7 @@ def overview(results: Sequence[Any]) -> list[tuple[str, Section, list[tuple[Wher
 def _one(placed: list[tuple[Where, Any]]) -> list[tuple[str, Section, list[tuple[Where, Any]]]]:
     """The sections of one study."""
     out = []
-    for kind, tell in (("addition", addition_overview), ("negation", negation_overview), ("analogy", analogy_overview),
+    for kind, tell in (("addition", addition_overview), ("negation", negation_overview), ("analogy", analogy_overview), ("skills", skills_overview),
                        ("disentanglement", disentanglement_overview), ("geometry", geometry_overview), ("locality", locality_overview), ("few-shot", few_shot_overview),
                        ("toxicity", toxicity_overview), ("fairness", fairness_overview)):  # fmt: skip
         mine = [(w, r) for w, r in placed if w["protocol"] == kind]

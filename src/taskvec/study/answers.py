@@ -48,12 +48,21 @@ def _negation(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
 def _analogy(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
     options = cell.facts["options"]
     vectors, tasks = bench.vectors(cell, encoded.prepare)
+    vectors |= bench.modelled(cell)
     cells = options["cells"]
     a, b, c, d = (vectors[cells[x]] for x in "ABCD")
     return protocols.analogy(
         encoded.module, encoded.base, a=a, b=b, c=c, task=tasks[cells["D"]], cells=cells, target_tuned=d,
         sources={cells[x]: vectors[cells[x]] for x in "ABC"}, coefficients=_points(options), forward=cell.facts["forward"],
-        seed=cell.facts["where"]["seed"],
+        ratios=options.get("ratios", (1.0,)), seed=cell.facts["where"]["seed"],
+    )  # fmt: skip
+
+
+def _skills(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
+    vectors, tasks = bench.vectors(cell, encoded.prepare)
+    return protocols.skills(
+        encoded.module, encoded.base, vectors | bench.modelled(cell), list(tasks.values()),
+        coefficients=_points(cell.facts["options"]), forward=cell.facts["forward"], seed=cell.facts["where"]["seed"],
     )  # fmt: skip
 
 
@@ -97,6 +106,7 @@ HEADS = {
 def _few_shot(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
     options, where = cell.facts["options"], cell.facts["where"]
     vectors, tasks = bench.vectors(cell, encoded.prepare)
+    vectors |= bench.modelled(cell)
     cells, model, base = options["cells"], encoded.module, encoded.base
     head = cell.needs[f"head {cells['D']}"]
     how = options["heads"]
@@ -113,6 +123,6 @@ def _few_shot(bench: Bench, cell: Cell, encoded: Encoder) -> Any:
 
 
 ANSWERS: Mapping[str, Callable[[Bench, Cell, Encoder], Any]] = {
-    "addition": _addition, "negation": _negation, "analogy": _analogy, "disentanglement": _disentanglement,
+    "addition": _addition, "negation": _negation, "analogy": _analogy, "skills": _skills, "disentanglement": _disentanglement,
     "geometry": _geometry, "locality": _locality, "few-shot": _few_shot,
 }  # fmt: skip

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError, nearest
 from ..models.preprocess import Preprocess
+from ..models.texts import Tokens
 from ..tasks.image_sets import SETS
 from ..tasks.images import HELD, folder_task, image_task
 from ..tasks.lazy import LazyInputs
 from ..tasks.task import Split, Task
+from ..tasks.text import marked_sentences, sentences_task, split_indices
 from ..training.pretraining import divided
+from .language import passages
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +39,29 @@ def whole(data: str, root: Path | None, prepare: Preprocess, *, download: bool, 
     return folder_task(folder, prepare=prepare, seed=SEED, memory=memory)
 
 
-def part(task: Task, facts: Mapping[str, Any], prepare: Preprocess) -> Task:
+def whole_text(facts: Mapping[str, Any], root: Path | None, prepare: Tokens) -> Task:
+    """A text with all its passages, their marks as classes."""
+    found = passages(facts, root)
+    task = sentences_task(marked_sentences(found), tokenise=prepare.ids, seed=SEED)
+    left = f"{found.left} rows without text, or that repeat an earlier one, are left out"
+    return replace(task, notes=(left,) if found.left else ())
+
+
+def unmarked(facts: Mapping[str, Any], root: Path | None) -> tuple[list[str], list[str], list[str]]:
+    """A text's passages for training, validation and test: in the parts that they are in where it is a task."""
+    found = passages(facts, root)
+    one, two, three = ([found.texts[i] for i in rows] for rows in split_indices(len(found), seed=SEED))
+    return one, two, three
+
+
+def part(task: Task, facts: Mapping[str, Any], prepare: Preprocess | Tokens) -> Task:
     """The task that `facts` describe, out of the whole set: without what is kept for pre-training, cut and turned as they say."""
     if facts["share"]:
         task = divided(task, share=facts["share"], seed=SEED)[1]
     classes = _classes(task, facts["keep"])
     limits = {"train": facts["limit"], "validation": facts["validation_limit"], "test": facts["test_limit"]}
     splits = {n: _cut(getattr(task, n), classes, most) for n, most in limits.items()}
-    if facts["invert"]:
+    if facts["invert"] and isinstance(prepare, Preprocess):
         splits = {n: Split(_inverted(s.inputs, prepare), s.labels) for n, s in splits.items()}
     return replace(task, name=facts["name"], **splits)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..models.texts import Tokens
 from . import fairness
 from .cells import Cell, Store, ordered
 from .language import language_base, passages
@@ -93,11 +94,15 @@ class _Clock:
             return self.language(cell)
         if cell.kind in ("start", "subgroup", "fairness"):
             return fairness.expected(self.bench, cell)
+        if cell.kind == "words":
+            return self.words(cell)
         if cell.kind == "given" or (cell.kind == "base" and not facts.get("pretrain")):
             return 0.5
         ahead, step = self.speed(cell if cell.kind == "base" else cell.needs["base"])
         if cell.kind == "base":
             return facts["steps"] * facts["batch"] * step * PRETRAINING[facts["pretrain"]]
+        if cell.kind == "modelled":  # the vocabulary's logits take about as long as a layer or two
+            return facts["steps"] * facts["batch"] * 1.5 * step * REGIME[facts["regime"]]
         sizes = [self.sizes(f, cell) for f in facts["tasks"]]
         train, validation, test = (sum(s[i] for s in sizes) for i in range(3))
         if cell.kind == "head":
@@ -124,11 +129,20 @@ class _Clock:
             return (
                 3 * (samples * step + sizes[-1][2] * ahead * len(options["shots"])) + 5 * sizes[-1][1] * ahead * points
             )
+        if cell.kind == "skills":
+            others = n - 1 + sum(r.startswith("text ") for r in cell.needs)
+            return ahead * (validation * (1 if linear else points) * (others + 1) + 4 * test)
         if cell.kind in ("negation", "analogy"):
-            return ahead * (validation * per_grid * 4 + test * 5)
+            return ahead * (validation * per_grid * (3 + len(options.get("ratios", (1.0,)))) + test * 5)
         if cell.kind == "disentanglement":
             return ahead * validation * ((n - 1) * 2.5 if linear else (n - 1) * points**2)
         return ahead * validation * (8 if cell.kind == "geometry" else 4)
+
+    def words(self, cell: Cell) -> float:
+        """Seconds for a head over the vocabulary: logits of 128 tokens at a time, and of the encoder on all texts."""
+        facts = cell.facts
+        texts = sum(len(passages(f, self.bench.root)) for f in facts["texts"])
+        return facts["steps"] * 0.3 + texts * facts["copies"] * self.speed(cell.needs["base"])[0]
 
     def language(self, cell: Cell) -> float:
         """Seconds of a language model's cell: by the tokens that go through it, three times as much for those trained on."""
@@ -180,7 +194,11 @@ class _Clock:
 
     def speed(self, base: Cell) -> tuple[float, float]:
         """Seconds for one sample: forward, and a standard training step."""
-        key = base.facts.get("read") or tuple(str(base.facts[n]) for n in ("image", "patch", "width", "depth"))
+        key = (
+            (base.facts["read"], base.facts.get("tokens"))
+            if base.facts.get("read")
+            else tuple(str(base.facts[n]) for n in ("image", "patch", "width", "depth"))
+        )
         if key not in self.timed:
             self.timed[key] = _timed(self.module(base), self.prepare(base))
         return self.timed[key]
@@ -204,7 +222,10 @@ def _timed(module: torch.nn.Module, prepare: Any) -> tuple[float, float]:
     import torch
 
     device = next(module.parameters()).device
-    x = torch.zeros(16, prepare.channels, prepare.size, prepare.size, device=device)
+    if isinstance(prepare, Tokens):  # half of what a text may have
+        x = torch.ones(16, max(1, prepare.most // 2), dtype=torch.int64, device=device)
+    else:
+        x = torch.zeros(16, prepare.channels, prepare.size, prepare.size, device=device)
 
     def once(run: Callable[[], Any]) -> float:
         run()

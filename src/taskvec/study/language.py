@@ -47,6 +47,7 @@ def passages(facts: Mapping[str, Any], root: Path | None) -> Passages:
     found = read_passages(
         files, text=facts["text"], mark=facts["mark"], group=facts["group"], quoting=facts["quoting"],
         between=facts["between"] and tuple(facts["between"]), name=facts["name"],
+        **{n: facts[n] for n in ("columns", "separator", "encoding") if n in facts},
     )  # fmt: skip
     if facts["keep"]:
         found = found.keep(facts["keep"])

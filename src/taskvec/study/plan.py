@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError, plain
+from ..models.hub import packaged
 from ..training.pretraining import RECIPES
 from ..training.regime import REGIMES
 from .cells import Cell
 from .fairness import fairness_cell, fairness_label, groups_of
 from .people import FairnessSpec, base_of
-from .questions import AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, ToxicitySpec
+from .questions import AdditionSpec, AnalogySpec, LocalitySpec, NegationSpec, SkillsSpec, ToxicitySpec
 from .spec import GIVEN, POST_HOC, Study
 from .subjects import BaseSpec, GivenSpec, RegimeSpec
 
 Facts = dict[str, Any]
+TOKENS = 64  # of a text, unless a base says otherwise
+LATER = {"columns": [], "separator": "\t", "encoding": "utf-8"}
 
 
 def plan(study: Study, root: Path | None = None, only: Sequence[str] = ()) -> list[Cell]:
@@ -48,7 +51,8 @@ def task_facts(study: Study, name: str) -> Facts:
     """What decides a task's samples."""
     said = study.tasks[name].model_dump(exclude={"head"})
     said["data"] = said["data"] or name
-    return said | {"name": name, "share": _share(study)}
+    text = study.of_text(name)
+    return said | {"name": name, "share": _share(study)} | ({"text": text_facts(study, text)} if text else {})
 
 
 def _share(study: Study) -> float:
@@ -63,7 +67,7 @@ def used(study: Study) -> list[str]:
         if isinstance(said, NegationSpec):
             names |= dict.fromkeys(said.targets or [t for t in study.tasks if t != said.control])
         elif isinstance(said, AnalogySpec):
-            names |= dict.fromkeys(said.cells.values())
+            names |= dict.fromkeys(said.named("CD" if study.domains else "ABCD"))
         elif said is not None and not isinstance(said, LocalitySpec):
             names |= dict.fromkeys(said.tasks or study.tasks)
     return [t for t in study.tasks if t in names]
@@ -74,6 +78,8 @@ def base_cell(study: Study, name: str, seed: int) -> Cell:
     facts: Facts
     if said.read is not None:
         facts = _where(said)
+        if study.reads:
+            facts |= {"tokens": said.tokens or TOKENS, "frozen": said.frozen}
         return Cell("base", f"base {name}", facts)
     sizes = {n: getattr(said, n) for n in ("patch", "width", "depth", "attention_heads")}
     facts = {**sizes, "image": study.image.model_dump(), "seed": seed, "pretrain": said.pretrain}
@@ -93,16 +99,17 @@ def _where(said: BaseSpec | GivenSpec) -> Facts:
         return facts | {"revision": said.revision or ""}  # all that is known before it is fetched
     from ..weights import Checkpoint
 
-    if not Path(said.read).exists():
+    place = packaged(said.read)
+    if not place.exists():
         raise UsageError(
             f"there is no checkpoint {plain(said.read)}. Name a folder, or an id of the Hugging Face hub with `download: true`."
         )
-    if Path(said.read).suffix == ".gguf":
-        facts["revision"] = hashlib.sha256(Path(said.read).read_bytes()).hexdigest()
+    if place.suffix == ".gguf":
+        facts["revision"] = hashlib.sha256(place.read_bytes()).hexdigest()
         return facts
-    facts["revision"] = Checkpoint.read(said.read).fingerprint()
-    if Path(said.read).is_dir():  # how the model is built and images or texts become its inputs
-        beside = sorted(p for p in Path(said.read).iterdir() if p.suffix in (".json", ".txt") and p.is_file())
+    facts["revision"] = Checkpoint.read(place).fingerprint()
+    if place.is_dir():  # how the model is built and images or texts become its inputs
+        beside = sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt") and p.is_file())
         facts["beside"] = hashlib.sha256(b"\0".join(p.name.encode() + p.read_bytes() for p in beside)).hexdigest()[:16]
     return facts
 
@@ -127,7 +134,7 @@ def head_cell(study: Study, base: str, task: str, seed: int) -> Cell:
         members = [t for t in members if t != analogy.cells["D"]] or members
     facts: Facts = {"how": study.heads, "tasks": [task_facts(study, t) for t in members], "seed": seed}
     if study.heads == "probed":
-        facts["ridge"] = 1.0
+        facts["ridge"] = study.ridge
     return Cell("head", f"head {group or task} of {base}, seed {seed}", facts, {"base": base_cell(study, base, seed)})
 
 
@@ -163,6 +170,25 @@ def rate_cell(study: Study, base: str, regime: str, seed: int) -> Cell:
     return Cell("rate", f"learning rate on {base}, {regime}, seed {seed}", facts, needs)
 
 
+def words_cell(study: Study, base: str) -> Cell:
+    """The head over the vocabulary, through which a base's encoder fills in masked tokens of the study's texts: one for all seeds."""
+    said = study.language
+    facts = {
+        "texts": [text_facts(study, t) for t in study.modelled], "masked": said.masked, "copies": said.copies,
+        "steps": said.head_steps, "lr": said.head_lr,
+    }  # fmt: skip
+    return Cell("words", f"head over the vocabulary of {base}", facts, {"base": base_cell(study, base, 0)})
+
+
+def modelled_cell(study: Study, base: str, text: str, regime: str, seed: int) -> Cell:
+    """The vector of language modelling on a text, whose labels are not used."""
+    facts = study.language.model_dump(exclude={"head_steps", "head_lr"}) | {
+        "text": text_facts(study, text), "regime": regime, "seed": seed, "weight_decay": study.fit.weight_decay, "warmup": study.fit.warmup,
+    }  # fmt: skip
+    needs = {"base": base_cell(study, base, seed), "words": words_cell(study, base)}
+    return Cell("modelled", f"language modelling of {base} on {text}, {regime}, seed {seed}", facts, needs)
+
+
 def _results(study: Study, base: str, protocol: str, said: Any, regime: str, seed: int) -> Iterable[Cell]:
     """The result cells of one question about one base in one regime."""
     trained = "standard" if regime == POST_HOC else regime
@@ -189,6 +215,9 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
             return found | {f"given {t}": given_cell(study, base, t, seed) for t in names}
         return found | {role: cell for role, cell in rate.needs.items() if role.rpartition(" ")[0] in set(names)}
 
+    def texts_of(names: Iterable[str]) -> dict[str, Cell]:
+        return {f"text {t}": modelled_cell(study, base, t, trained, seed) for t in names}
+
     if isinstance(said, NegationSpec):
         for target in said.targets or [t for t in study.tasks if t != said.control]:
             needs = needs_of([target], [said.control])
@@ -197,15 +226,21 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
             yield _result(study, protocol, said, where | {"target": target}, (target, said.control), forward, needs)
         return
     if isinstance(said, AnalogySpec):
-        names = tuple(task for _, task in sorted(said.cells.items()))
-        yield _result(study, protocol, said, where, names, forward, needs_of(names))
+        names = said.named("CD" if study.domains else "ABCD")
+        needs = needs_of(names) | texts_of(said.named("AB") if study.domains else ())
+        yield _result(study, protocol, said, where, names, forward, needs)
         if said.shots and regime != POST_HOC and REGIMES[regime].forward.split is None:
-            cell = _result(study, "few-shot", said, where | {"protocol": "few-shot"}, names, forward, needs_of(names))
+            cell = _result(study, "few-shot", said, where | {"protocol": "few-shot"}, names, forward, needs)
             own = said.few_shot.model_dump() | {n: getattr(study.fit, n) for n in ("weight_decay", "warmup")}
             options = {**cell.facts["options"], "shots": list(said.shots), "spec": own, "heads": study.heads}
             yield Cell(cell.kind, cell.label, {**cell.facts, "options": options}, cell.needs)
         return
     names = said.tasks or tuple(study.tasks)
+    if isinstance(said, SkillsSpec):
+        if len(names) + len(said.texts) < 2:
+            raise UsageError(f"study {study.name!r}: skills need a vector to borrow beside that of {names[0]!r}.")
+        yield _result(study, protocol, said, where, names, forward, needs_of(names) | texts_of(said.texts))
+        return
     if len(names) < 2:
         raise UsageError(f"study {study.name!r}: {protocol} needs at least two tasks, got {list(names)}.")
     needs = needs_of(names)
@@ -241,7 +276,9 @@ def _fairness(study: Study, said: FairnessSpec, root: Path | None, only: Sequenc
 
 def text_facts(study: Study, name: str) -> Facts:
     """What decides a text's passages."""
-    said = study.texts[name].model_dump()
+    said = study.texts[name].model_dump(mode="json")
+    # Fields that older studies did not have: as they were, their cells are what they were.
+    said = {n: v for n, v in said.items() if n not in ("columns", "separator", "encoding") or v != LATER[n]}
     return said | {"data": said["data"] or name, "name": name}
 
 
@@ -280,6 +317,13 @@ def _toxicity(study: Study, base: str, said: ToxicitySpec, where: Facts, seed: i
     return Cell("toxicity", label, facts, needs)
 
 
+def _unsaid(said: Any, protocol: str) -> set[str]:
+    """Settings that are kept elsewhere in a cell, or that a cell without them never had."""
+    kept = {"subsets"} if protocol == "addition" else set[str]()
+    usual = {"ratios"} if getattr(said, "ratios", None) == (1.0,) else set[str]()
+    return ({"tasks", "texts", "targets", "distances", "subsets", "shots", "few_shot"} - kept) | usual
+
+
 def _result(
     study: Study,
     protocol: str,
@@ -290,7 +334,7 @@ def _result(
     needs: Mapping[str, Cell],
 ) -> Cell:
     facts = {
-        "options": said.model_dump(exclude={"tasks", "targets", "distances", "subsets", "shots", "few_shot"} - ({"subsets"} if protocol == "addition" else set())),
+        "options": said.model_dump(exclude=_unsaid(said, protocol)),
         "where": where, "tasks": [task_facts(study, t) for t in names], "forward": forward,
     }  # fmt: skip
     said_where = ", ".join(str(where[k]) for k in ("target", "distance") if k in where)

@@ -41,11 +41,15 @@ class FewShotSpec(Strict):
 
 
 class AnalogySpec(Strict):
-    """A is to B as C is to D. With `shots` also fine-tuning on so many labelled samples of each of D's classes, from the base, the
+    """A is to B as C is to D. A and B may be texts: their vectors are then those of language modelling on them. With several `ratios` B - A
+    has a coefficient of its own, one of them times that of C. With `shots` also fine-tuning on so many labelled samples of each of D's classes, from the base, the
     best source and the analogy; in regimes through the ordinary model."""
 
     cells: Mapping[Literal["A", "B", "C", "D"], str]
     coefficients: GridSpec = GridSpec()
+    ratios: Annotated[
+        tuple[Annotated[float, Field(allow_inf_nan=False)], ...], AfterValidator(each_once), Field(min_length=1)
+    ] = (1.0,)
     shots: tuple[Annotated[int, Field(ge=0)], ...] = ()
     few_shot: FewShotSpec = FewShotSpec()
 
@@ -58,6 +62,19 @@ class AnalogySpec(Strict):
         if len(set(self.cells.values())) < 4:
             raise ValueError("the cells of an analogy are four different tasks")
         return self
+
+    def named(self, letters: str) -> tuple[str, ...]:
+        """The names in these cells."""
+        cells: Mapping[Any, str] = self.cells
+        return tuple(cells[x] for x in letters)
+
+
+class SkillsSpec(Strict):
+    """Each of the tasks (all unless named) helped by the vector of one other task, or of language modelling on one of the `texts`."""
+
+    tasks: Names = ()
+    texts: Names = ()
+    coefficients: GridSpec = GridSpec(points=11)
 
 
 class DisentanglementSpec(Strict):
@@ -138,6 +155,7 @@ class ProtocolSpecs(Strict):
     addition: AdditionSpec | None = None
     negation: NegationSpec | None = None
     analogy: AnalogySpec | None = None
+    skills: SkillsSpec | None = None
     disentanglement: DisentanglementSpec | None = None
     geometry: GeometrySpec | None = None
     locality: LocalitySpec | None = None

@@ -11,7 +11,7 @@ from ..errors import nearest
 from .fields import Seed, Strict
 from .people import PeopleSpec, refuse
 from .questions import AnalogySpec, NegationSpec, ProtocolSpecs, ToxicitySpec
-from .subjects import BaseSpec, FitSpec, ImageSpec, RegimeSpec, TaskSpec, TextSpec
+from .subjects import BaseSpec, FitSpec, ImageSpec, LanguageSpec, RegimeSpec, TaskSpec, TextSpec
 
 
 class Study(Strict):
@@ -28,9 +28,11 @@ class Study(Strict):
     people: Mapping[str, PeopleSpec] = {}
     bases: Mapping[str, BaseSpec]
     heads: Literal["probed", "zero-shot", "joint"] = "probed"
+    ridge: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # of probed heads
     pretraining_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     regimes: Mapping[str, RegimeSpec] = {}
     fit: FitSpec = FitSpec()
+    language: LanguageSpec = LanguageSpec()
     protocols: ProtocolSpecs
     tryout: bool = False  # set by `tried`: results say that they are no measurement
 
@@ -69,7 +71,7 @@ class Study(Strict):
                 if not said.targets and not set(self.tasks) - {said.control}:
                     raise ValueError("protocols.negation: there is no task but the control")
             if isinstance(said, AnalogySpec):
-                named = tuple(said.cells.values())
+                named = said.named("CD" if self.domains else "ABCD")
             for task in named:
                 if task not in self.tasks:
                     raise ValueError(
@@ -96,6 +98,7 @@ class Study(Strict):
                     f"bases.{name}.finetuned: such checkpoints come without heads; set heads to probed or zero-shot"
                 )
         self._heads_fit()
+        self._texts_fit()
         if self.protocols.toxicity:
             self._language_fits(self.protocols.toxicity)
         if self.protocols.fairness:
@@ -103,6 +106,68 @@ class Study(Strict):
         elif mine := [n for n, b in self.bases.items() if b.perceptron]:
             raise ValueError(f"bases.{mine[0]}: a perceptron decides about people in a table; ask protocols.fairness")
         return self
+
+    def of_text(self, task: str) -> str | None:
+        """The text that a task is made of, by its name; None for images."""
+        data = self.tasks[task].data or task
+        return data if data in self.texts else None
+
+    @property
+    def reads(self) -> bool:
+        """Whether its tasks are of texts."""
+        return any(self.of_text(t) for t in self.tasks)
+
+    @property
+    def domains(self) -> bool:
+        """Whether the analogy is one between domains: A and B are texts, of which no label is used."""
+        asked = self.protocols.analogy
+        if asked is None:
+            return False
+        return all(name in self.texts and name not in self.tasks for name in (asked.cells["A"], asked.cells["B"]))
+
+    @property
+    def modelled(self) -> tuple[str, ...]:
+        """Texts on which language modelling makes vectors: those that an analogy or skills name."""
+        analogy, skills = self.protocols.analogy, self.protocols.skills
+        names = analogy.named("AB") if analogy and self.domains else ()
+        return tuple(dict.fromkeys([*names, *(skills.texts if skills else ())]))
+
+    def _texts_fit(self) -> None:
+        """Refuse tasks of texts and of images in one study, and what only one of both has."""
+        read = {t: name for t in self.tasks if (name := self.of_text(t))}
+        if not read:
+            for name, base in self.bases.items():
+                if (base.tokens or base.frozen) and not self.protocols.toxicity:
+                    raise ValueError(
+                        f"bases.{name}: tokens and frozen are for tasks of texts, whose data are names of the study's `texts`"
+                    )
+            if self.protocols.skills and self.protocols.skills.texts:
+                raise ValueError("protocols.skills.texts: its tasks are images, whose models read no texts")
+            return
+        for name in (t for t in self.tasks if t not in read):
+            data = self.tasks[name].data or name
+            raise ValueError(
+                f"tasks.{name}: {data!r} is none of the study's texts, and other tasks are; make two studies.{nearest(data, self.texts)}"
+            )
+        for name, text in read.items():
+            if self.texts[text].mark is None:
+                raise ValueError(f"texts.{text}: the task {name!r} needs a mark: the column that holds the classes")
+            if self.tasks[name].invert:
+                raise ValueError(f"tasks.{name}.invert: turns pixels over, and this task is of texts")
+        for name, base in self.bases.items():
+            if base.read is None:
+                raise ValueError(f"bases.{name}: tasks of texts need a text encoder that is read, or read: minilm")
+            if base.finetuned and self.modelled:
+                raise ValueError(
+                    f"bases.{name}.finetuned: vectors of language modelling are trained here; make two studies"
+                )
+        if self.heads == "zero-shot":
+            raise ValueError("heads: zero-shot heads are for images; tasks of texts have probed or joint ones")
+        for name in self.protocols.skills.texts if self.protocols.skills else ():
+            if name not in self.texts:
+                raise ValueError(f"protocols.skills.texts: no text {name!r}.{nearest(name, self.texts)}")
+            if name in self.tasks:
+                raise ValueError(f"protocols.skills.texts: {name!r} is also a task's name; call one of them otherwise")
 
     def _language_fits(self, said: ToxicitySpec) -> None:
         """Refuse what only image encoders can be asked, and what language models cannot."""
@@ -134,14 +199,20 @@ class Study(Strict):
             )
 
     def _overlap(self, a: str, b: str) -> bool:
-        """Whether two tasks have samples in common, as far as their classes tell."""
+        """Whether two tasks have samples in common, as far as their files and classes tell."""
         one, two = self.tasks[a], self.tasks[b]
-        kept, also = ({str(k) for k in t.keep} for t in (one, two))
-        return (
-            (one.data or a) == (two.data or b)
-            and one.invert == two.invert
-            and (not kept or not also or bool(kept & also))
-        )
+        kept, also = self._classes(a), self._classes(b)
+        same = self._files(a) == self._files(b) and one.invert == two.invert
+        return same and (not kept or not also or bool(kept & also))
+
+    def _files(self, task: str) -> str:
+        text = self.of_text(task)
+        return self.texts[text].data or text if text else self.tasks[task].data or task
+
+    def _classes(self, task: str) -> set[str]:
+        """The classes that a task keeps; empty for all."""
+        text, own = self.of_text(task), {str(k) for k in self.tasks[task].keep}
+        return own or (set(self.texts[text].keep) if text else own)
 
     def _heads_fit(self) -> None:
         """Refuse questions whose answers would be those of heads that know too much or nothing."""
@@ -175,7 +246,7 @@ class Study(Strict):
                 f"protocols.analogy: the head of {fourth!r} would be probed on its own labels, which an analogy is not to know; "
                 "let it share a `head` with A, B or C"
             )
-        teaching = {*(cells[x] for x in "ABC"), *(sharing if self.heads == "probed" else ())}
+        teaching = {*(cells[x] for x in "ABC" if cells[x] in self.tasks), *(sharing if self.heads == "probed" else ())}
         for name in sorted(n for n in teaching if self._overlap(n, fourth)):
             raise ValueError(
                 f"protocols.analogy: {name!r} has samples of {fourth!r}, of which neither the head nor the other three vectors "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -21,7 +22,8 @@ class ImageSpec(Strict):
 class TaskSpec(Strict):
     """A task: a data set, or a part of one.
 
-    `data` is a known set, else the task's name; `keep` takes only these classes (names, or numbers from 0); `limit`,
+    `data` is a known set of images, a folder of images, or one of the study's `texts`, whose marks are then the classes; the task's
+    name unless told. `keep` takes only these classes (names, or numbers from 0); `limit`,
     `validation_limit` and `test_limit` are the most samples of each part; `invert` turns pixels over; tasks with one `head` share it.
     """
 
@@ -64,7 +66,8 @@ class BaseSpec(Strict):
     """Where vectors are taken from: `read` a folder (or, with `download`, a hub's id and perhaps its `revision`), or make a
     vision transformer: pre-trained as `pretrain` says (with its recipe's steps, rate and batch unless told) on some `sets`, else
     on those of the study's tasks; or random. Or a `perceptron` of these hidden widths, for people in a table: it is pre-trained on a
-    share of their training rows.
+    share of their training rows. Where tasks are of texts, `read` is a text encoder's folder or "minilm", its package;
+    it reads at most `tokens` of a text, and its embeddings and `frozen` first layers stay as they are in every vector.
 
     With `finetuned`, task by task, its vectors are those checkpoints minus the base, and none is trained.
     """
@@ -83,6 +86,8 @@ class BaseSpec(Strict):
     depth: Count = 4
     attention_heads: Count = 4
     perceptron: tuple[Count, ...] = ()
+    tokens: Annotated[int, Field(ge=3)] | None = None
+    frozen: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _one_way(self) -> BaseSpec:
@@ -98,6 +103,10 @@ class BaseSpec(Strict):
             raise ValueError("revision goes with download")
         if self.finetuned and self.read is None:
             raise ValueError("finetuned goes with read: the base from which those checkpoints were fine-tuned")
+        if self.finetuned and self.frozen:
+            raise ValueError(
+                "checkpoints that others fine-tuned may differ in the layers that are frozen: leave frozen out"
+            )
         return self
 
 
@@ -144,11 +153,28 @@ class RegimeSpec(Strict):
     )
 
 
+class LanguageSpec(Strict):
+    """How vectors of language modelling on texts are trained; warm-up and decay are those of `fit`.
+
+    An encoder fills in a share `masked` of each text's tokens, hidden in `copies` different ways, through a head over the vocabulary
+    that is fitted first on the frozen base (`head_steps`, `head_lr`). A causal model tells each next token through its own head.
+    """
+
+    steps: Count = 200
+    batch: Count = 32
+    lr: Rate = 1e-4
+    masked: Rate = 0.15
+    copies: Count = 4
+    head_steps: Count = 300
+    head_lr: Rate = 1e-3
+
+
 class TextSpec(Strict):
     """Texts: files below the root whose path matches `data` (the text's name unless told), or, with `download`, those of the hub's
     data set `data` that match `files`.
 
-    `text`, `mark` and `group` are columns; `keep` takes only these marks, `between` only numbers in this range; `join` puts
+    `text`, `mark` and `group` are columns; files without a header have the `columns` that are said here, divided by `separator` (the
+    text may hold it too). `keep` takes only these marks, `between` only numbers in this range; `join` puts
     neighbouring lines together into passages of so many words; `words` cuts each to its first so many; `limit` draws so many of them.
     """
 
@@ -160,6 +186,9 @@ class TextSpec(Strict):
     mark: str | None = None
     group: str | None = None
     quoting: bool = True
+    columns: Names = ()
+    separator: Annotated[str, Field(min_length=1)] = "\t"
+    encoding: str = "utf-8"
     keep: Names = ()
     between: tuple[float, float] | None = None
     join: Count | None = None
@@ -172,12 +201,24 @@ class TextSpec(Strict):
         """Marks are compared as the file writes them: 1 and 1.0 are different ones."""
         return tuple(str(v) for v in value) if isinstance(value, list | tuple) else value
 
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(f"Python knows no encoding {value!r}; utf-8 and latin-1 are common") from None
+        return value
+
     @model_validator(mode="after")
     def _marked(self) -> TextSpec:
         if (self.keep or self.between) and self.mark is None:
             raise ValueError("keep and between go with mark: the column that holds the marks")
         if self.revision is not None and not self.download:
             raise ValueError("revision goes with download")
+        for name in (self.text, self.mark, self.group) if self.columns else ():
+            if name is not None and name not in self.columns:
+                raise ValueError(f"columns are {', '.join(self.columns)}; there is no {name!r} among them")
         if self.download and not self.data:
             raise ValueError("download goes with data: the id of a data set")
         return self

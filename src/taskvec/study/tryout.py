@@ -18,6 +18,11 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
     table: dict[str, Any] = study.model_dump()
     table["tryout"] = True
     table["protocols"] = {name: said for name, said in table["protocols"].items() if said is not None}
+    language = table["language"]
+    if steps is not None:
+        language |= {n: min(steps, language[n]) for n in ("steps", "head_steps")}
+    if limit is not None:
+        language |= {"batch": min(limit, language["batch"]), "copies": 1}
     changed = [table["fit"], *table["bases"].values(), *table["regimes"].values()]
     if steps is not None:
         for said in changed:
@@ -52,7 +57,7 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
             said["batch"] = min(limit, said["batch"] or limit)
         for name, said in table["texts"].items():
             asked = study.protocols.toxicity
-            # Enough for a window of each part in training, for telling words apart, and for both kinds of labels.
-            few = 300 if asked and name in (asked.toxic, asked.clean, asked.labelled) else limit
+            # Enough for a window of each part in training, for telling words apart, and for labels of all kinds.
+            few = 300 if asked is None or name in (asked.toxic, asked.clean, asked.labelled) else limit
             said["limit"] = min(max(few, limit), said["limit"] or few)
     return Study.model_validate(table)

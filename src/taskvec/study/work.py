@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from typing import Any
 
 from ..errors import InputError, NonFinite, UsageError
 from ..models.encoders import Encoder, displacement, encoder
-from ..models.hub import fetched
+from ..models.hub import fetched, packaged
 from ..models.language import LanguageModel
+from ..models.modelling import causal
 from ..models.preprocess import Preprocess
 from ..models.small import save_small_vit
+from ..models.texts import TextBase, Tokens, text_base
 from ..results import Score
 from ..search import curves
 from ..tasks import Head, Task, joined, side_by_side, zero_shot
@@ -21,15 +24,17 @@ from ..tasks.images import HELD
 from ..training import TrainSpec, fit, pretrain, probe
 from ..training.people import Setting
 from ..training.pretraining import RECIPES, divided, jointly
-from ..training.regime import REGIMES
+from ..training.regime import REGIMES, Regime, within
 from ..weights import Checkpoint, TaskVector
 from . import fairness
 from .answers import ANSWERS
 from .cells import STATE, Cell, Store
-from .data import SEED, fingerprint, part, whole
+from .data import SEED, fingerprint, part, unmarked, whole, whole_text
 from .language import language_base, passages, toxicity, tuned
+from .modelling import fitted_head, taught
 
 VECTOR, HEAD, RESULT, BASE = "vector.safetensors", "head.safetensors", "result.json", "base"
+WORDS = "words.safetensors"  # a head over a vocabulary
 EVERY = 200  # updates between two states of a training run
 
 
@@ -56,13 +61,14 @@ class Bench:
     timed: dict[str, tuple[float, float]] = field(default_factory=dict)
     _bases: dict[str, Encoder] = field(default_factory=dict)
     _languages: dict[str, LanguageModel] = field(default_factory=dict)
-    _sets: dict[tuple[str, Preprocess], Task] = field(default_factory=dict)
+    _texts: dict[str, TextBase] = field(default_factory=dict)
+    _sets: dict[tuple[str, Preprocess | Tokens], Task] = field(default_factory=dict)
 
     def compute(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         """The outcome of a cell whose needs are done."""
         kinds: dict[str, Callable[[Cell, Path], Mapping[str, Any]]] = {
             "base": self._base, "head": self._head, "fit": self._fit, "rate": self._rate, "given": self._given,
-            "language": self._language, "tune": self._tune, "toxicity": self._toxicity,
+            "language": self._language, "tune": self._tune, "toxicity": self._toxicity, "words": self._words, "modelled": self._modelled,
             "start": lambda c, p: fairness.start(self, c, p),
             "subgroup": lambda c, p: fairness.subgroup(self, c, p, self._steps), "fairness": self._fairness,
         }  # fmt: skip
@@ -72,6 +78,9 @@ class Bench:
 
     def base(self, cell: Cell) -> Encoder:
         """The base of a finished base cell."""
+        if "tokens" in cell.facts:
+            found = self.reader(cell)
+            return Encoder(found.module, found.base, found.prepare, None)
         if cell.key not in self._bases:
             found = encoder(_folder(cell) if cell.facts.get("read") else self.store.place(cell) / BASE)
             if self.device:
@@ -79,6 +88,22 @@ class Bench:
             self._bases.clear()  # one at a time: bases may be large
             self._bases[cell.key] = found
         return self._bases[cell.key]
+
+    def reader(self, cell: Cell) -> TextBase:
+        """The text encoder of a finished base cell."""
+        if cell.key not in self._texts:
+            found = text_base(_folder(cell), tokens=cell.facts["tokens"], frozen=cell.facts["frozen"])
+            if self.device:
+                found.module.to(self.device)
+            self._texts.clear()
+            self._texts[cell.key] = found
+        return self._texts[cell.key]
+
+    def regime(self, name: str, base: Cell) -> Regime:
+        """A regime, above what the base keeps as it is."""
+        found = REGIMES[name]
+        learns = self.reader(base).learns if "tokens" in base.facts else None
+        return found if learns is None else within(found, learns)
 
     def language(self, cell: Cell) -> LanguageModel:
         """The language model of a finished cell."""
@@ -88,9 +113,9 @@ class Bench:
             self._languages[cell.key] = found
         return self._languages[cell.key]
 
-    def task(self, facts: Mapping[str, Any], prepare: Preprocess, *earlier: Cell) -> Task:
+    def task(self, facts: Mapping[str, Any], prepare: Preprocess | Tokens, *earlier: Cell) -> Task:
         """The task that `facts` describe; its data must be what `earlier` cells were made from, those of them that used it."""
-        whole_set = self._whole(facts["data"], prepare)
+        whole_set = self._whole(facts["data"], prepare, facts.get("text"))
         task = part(whole_set, facts, prepare)
         for cell in earlier:
             pretrained = cell.kind == "base"
@@ -104,7 +129,13 @@ class Bench:
                 )
         return task
 
-    def _whole(self, data: str, prepare: Preprocess) -> Task:
+    def _whole(self, data: str, prepare: Preprocess | Tokens, text: Mapping[str, Any] | None = None) -> Task:
+        if isinstance(prepare, Tokens):
+            assert text is not None
+            key = json.dumps(text, sort_keys=True)
+            if (key, prepare) not in self._sets:
+                self._sets[key, prepare] = whole_text(text, self.root, prepare)
+            return self._sets[key, prepare]
         if (data, prepare) not in self._sets:
             self._sets[data, prepare] = whole(data, self.root, prepare, download=self.download, memory=self.memory)
         return self._sets[data, prepare]
@@ -117,7 +148,7 @@ class Bench:
     def _base(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         facts = cell.facts
         if facts.get("read"):
-            return {"fingerprint": encoder(_folder(cell)).base.fingerprint()}
+            return {"fingerprint": self.base(cell).base.fingerprint()}
         import torch
 
         from ..models.vit import small_vit
@@ -181,7 +212,7 @@ class Bench:
             parts.append(self.task(f, prepare, cell.needs["base"], head).with_head(self._kept_head(head)))
         task = parts[0] if len(parts) == 1 else side_by_side("joint", parts)
         lr = facts["lr"] or self.store.outcome(cell.needs["rate"])["lr"]
-        regime = REGIMES[facts["regime"]]
+        regime = self.regime(facts["regime"], cell.needs["base"])
         if facts["head"] == "joint":
             regime = replace(regime, head="trained")
         spec = TrainSpec(
@@ -305,6 +336,37 @@ class Bench:
         settings = {**result.provenance.settings, "study": cell.facts["where"], "training": trained}
         return self._published(cell, place, result, settings)
 
+    # Text encoders that model language.
+
+    def _words(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        opened = self.reader(cell.needs["base"])
+        if causal(opened):
+            return {"how": "the model's own"}
+        parts = [unmarked(f, self.root) for f in cell.facts["texts"]]
+        head, found = fitted_head(
+            opened, [[t for p in parts for t in p[i]] for i in range(3)], cell.facts,
+            progress=self._steps(cell.facts["steps"]),
+        )  # fmt: skip
+        head.save(place / WORDS, overwrite=True)
+        return found
+
+    def _modelled(self, cell: Cell, place: Path) -> Mapping[str, Any]:
+        facts, needs = cell.facts, cell.needs
+        made, found = taught(
+            self.reader(needs["base"]), self.store.place(needs["words"]) / WORDS, unmarked(facts["text"], self.root), facts,
+            regime=self.regime(facts["regime"], needs["base"]), state=place / STATE, every=EVERY, progress=self._steps(facts["steps"]),
+        )  # fmt: skip
+        made.vector.save(place / VECTOR, overwrite=True)
+        (place / STATE).unlink(missing_ok=True)
+        return found | {"data": passages(facts["text"], self.root).sha256()}
+
+    def modelled(self, cell: Cell) -> dict[str, TaskVector]:
+        """The vectors of language modelling that a protocol needs, by text."""
+        found = {r.removeprefix("text "): c for r, c in cell.needs.items() if r.startswith("text ")}
+        for c in found.values():
+            self._unchanged(c)
+        return {name: self.vector(c, name) for name, c in found.items()}
+
     def _unchanged(self, cell: Cell) -> None:
         """Refuse to go on where a vector was trained on texts that are no longer what they were."""
         found = passages(cell.facts["text"], self.root).sha256()
@@ -320,7 +382,7 @@ class Bench:
 
     # What protocols are given.
 
-    def vectors(self, cell: Cell, prepare: Preprocess) -> tuple[dict[str, TaskVector], dict[str, Task]]:
+    def vectors(self, cell: Cell, prepare: Preprocess | Tokens) -> tuple[dict[str, TaskVector], dict[str, Task]]:
         """The vectors at the chosen rate, or those that were given, and their tasks with heads."""
         lr = self.store.outcome(cell.needs["rate"])["lr"] if "rate" in cell.needs else None
         vectors, tasks = {}, {}
@@ -346,7 +408,7 @@ class Bench:
 def _folder(cell: Cell) -> Path:
     """Where a base or a fine-tuned checkpoint lies that is read."""
     facts = cell.facts
-    path = Path(facts["read"])
+    path = packaged(facts["read"])
     if path.is_file():
         return path
     return fetched(

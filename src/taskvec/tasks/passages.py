@@ -117,16 +117,19 @@ class Passages:
 
 def read_passages(
     path: str | Path | Sequence[Path], *, text: str = "text", mark: str | None = None, group: str | None = None,
-    between: tuple[float, float] | None = None, quoting: bool = True, encoding: str = "utf-8", name: str | None = None,
+    between: tuple[float, float] | None = None, quoting: bool = True, columns: Sequence[str] = (), separator: str = "\t",
+    encoding: str = "utf-8", name: str | None = None,
 ) -> Passages:  # fmt: skip
     """Passages of a file: ``.txt`` (one a line), ``.csv`` and ``.tsv`` with a header, ``.jsonl``, all also as ``.gz``, or
-    ``.parquet``.
+    ``.parquet``. With `columns` of any file of lines, which has no header.
 
     Args:
         path: the file, or several of one kind.
         text, mark, group: names of columns; the last two may be absent.
         between: only those whose mark is a number from the first to the second, both included.
         quoting: whether quotation marks enclose fields of ``.csv`` and ``.tsv``; otherwise they are characters like others.
+        columns: names of the fields of each line, which `separator` divides; the text takes what the others leave, so that it may
+            hold the separator.
         encoding: of text files.
         name: in messages; the file's name unless told.
     Raises:
@@ -134,19 +137,27 @@ def read_passages(
         MissingExtra: pyarrow is not installed and the file is ``.parquet``.
     """
     files = [Path(path)] if isinstance(path, str | Path) else list(path)
-    if wrong := [f for f in files if _kind(f) not in KINDS]:
+    if not columns and (wrong := [f for f in files if _kind(f) not in KINDS]):
         raise InputError(
-            f"{wrong[0]} is no file of passages: expected {', '.join(KINDS)}, each but the last also as .gz."
+            f"{wrong[0]} is no file of passages: expected {', '.join(KINDS)}, each but the last also as .gz. Of other files of "
+            "lines say the columns."
         )
     if between is not None and mark is None:
         raise UsageError("between goes with mark: the column that holds the numbers.")
+    if columns and (len(set(columns)) < len(columns) or not separator):
+        raise UsageError(f"columns are {list(columns)}, separated by {separator!r}: each needs a name of its own.")
     wanted = {"text": text, "mark": mark, "group": group}
     texts: list[str] = []
     others: dict[str, list[str]] = {n: [] for n in ("mark", "group") if wanted[n] is not None}
     seen: set[str] = set()
     left = 0
     for file in files:
-        for row in _rows(file, {n: c for n, c in wanted.items() if c is not None}, quoting, encoding):
+        named = {n: c for n, c in wanted.items() if c is not None}
+        for row in (
+            _fields(file, _content(file, encoding), named, columns, separator)
+            if columns
+            else _rows(file, named, quoting, encoding)
+        ):
             if between is not None and not between[0] <= _number(row["mark"], file) <= between[1]:
                 continue
             said = row["text"].strip()
@@ -186,9 +197,18 @@ def _rows(path: Path, wanted: Mapping[str, str], quoting: bool, encoding: str) -
     kind = _kind(path)
     if kind == ".parquet":
         return _parquet(path, wanted)
+    content = _content(path, encoding)
+    if kind == ".txt":
+        return _lines(path, content, wanted)
+    if kind == ".jsonl":
+        return _objects(path, content, wanted)
+    return _table(path, content, wanted, "," if kind == ".csv" else "\t", quoting)
+
+
+def _content(path: Path, encoding: str) -> str:
     try:
         raw = path.read_bytes()
-        content = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode(encoding)
+        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode(encoding)
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(
@@ -196,11 +216,21 @@ def _rows(path: Path, wanted: Mapping[str, str], quoting: bool, encoding: str) -
         ) from None
     except (OSError, EOFError) as error:
         raise InputError(f"cannot read the passages {path}: {getattr(error, 'strerror', None) or error}.") from error
-    if kind == ".txt":
-        return _lines(path, content, wanted)
-    if kind == ".jsonl":
-        return _objects(path, content, wanted)
-    return _table(path, content, wanted, "," if kind == ".csv" else "\t", quoting)
+
+
+def _fields(path: Path, content: str, wanted: Mapping[str, str], columns: Sequence[str], separator: str) -> Rows:
+    _has(f"{path}, whose columns were said to be {', '.join(columns)},", wanted, columns)
+    before = list(columns).index(wanted["text"])
+    for i, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        first = line.rstrip("\r").split(separator, before)
+        row = [*first[:-1], *first[-1].rsplit(separator, len(columns) - 1 - before)]
+        if len(row) != len(columns):
+            raise InputError(
+                f"{path}, line {i}: expected {len(columns)} fields divided by {separator!r}, got {len(row)}."
+            )
+        yield {n: row[list(columns).index(c)] for n, c in wanted.items()}
 
 
 def _lines(path: Path, content: str, wanted: Mapping[str, str]) -> Rows:

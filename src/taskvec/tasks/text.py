@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import InputError, UsageError, lacks_column, told
 from ..models.functional import require_torch
+from .passages import Passages
 from .task import Split, Task
 
 if TYPE_CHECKING:
@@ -92,6 +93,21 @@ def read_sentences(
     return Sentences(
         name or path.name.split(".")[0], tuple(texts), tuple(number[m] for m in found), classes, empty, repeated
     )
+
+
+def marked_sentences(passages: Passages) -> Sentences:
+    """Passages as sentences whose labels are their marks, numbered in sorted order.
+
+    Raises:
+        InputError: no marks, a passage without one, or fewer than two different ones.
+    """
+    classes = tuple(sorted(set(passages.marks)))
+    if len(classes) < 2 or "" in classes:
+        what = "a passage without a mark" if "" in classes else f"marks of {len(classes)} kinds ({told(classes)})"
+        raise InputError(f"{passages.name} has {what}; to be a task it needs two classes or more. Name their column.")
+    number = {c: i for i, c in enumerate(classes)}
+    labels = tuple(number[m] for m in passages.marks)
+    return Sentences(passages.name, passages.texts, labels, classes, repeated=passages.left)
 
 
 def _content(path: Path, encoding: str) -> str:

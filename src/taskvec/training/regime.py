@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
@@ -92,6 +92,16 @@ class Regime:
         return (
             f"{self.name}: {len(names)} tensors, {count:,} of {total:,} parameters ({count / total:.1%}): {some(names)}"
         )
+
+
+def within(regime: Regime, select: Select) -> Regime:
+    """The regime, confined to names that `select` takes; it keeps its own name."""
+    if regime.select is None:
+        return regime
+    if isinstance(regime.select, Part):
+        inside = regime.select.within & select if regime.select.within is not everything else select
+        return replace(regime, select=replace(regime.select, within=inside))
+    return replace(regime, select=select if regime.select is everything else regime.select & select)
 
 
 ATTENTION = Part("attention")
