@@ -120,13 +120,17 @@ def evaluate(
             # It stops by no validation labels, so it may learn from them: as many labels as all others have.
             said[n]["random forest"] = forest(prints, y, np.arange(m), np.arange(m, len(y)), seed=spec.seed)
             seconds[f"random forest {n}"] = time.process_time() - began
-        if "multi-task" in methods:
-            few_labels = wanted[n].copy()
-            few_labels[np.setdiff1d(np.arange(len(few_labels)), np.concatenate([part.train, part.validation]))] = np.nan
-            every = {**known, n: few_labels}
-            trunk, ran = fit_trunk(inputs, every, split.train, split.validation, shape=shape, spec=long)
-            said[n]["multi-task"] = predict_trunk(trunk, held, n)
-            seconds[f"multi-task {n}"] = ran.seconds
+    if "multi-task" in methods:
+        tell("the multi-task network")
+        every = dict(known)
+        for n, part in parts.items():
+            every[n] = np.full(len(molecules), np.nan)
+            shown = np.concatenate([part.train, part.validation])
+            every[n][shown] = wanted[n][shown]
+        trunk, ran = fit_trunk(inputs, every, split.train, split.validation, shape=shape, spec=long, few=targets)
+        seconds["multi-task"] = ran.seconds
+        for n in targets:
+            said[n]["multi-task"] = predict_trunk(trunk, inputs.take(parts[n].test), n)
     if {"fine-tuned", "weight addition"} & set(methods):
         tell("pre-training a shared trunk")
         base, ran = fit_trunk(inputs, known, split.train, split.validation, shape=shape, spec=long)
