@@ -19,8 +19,8 @@ from taskvec.errors import BaseMismatch, InputError, KeyMismatch, MissingExtra, 
 from taskvec.gate import GateSpec, Losses, Rows, Shape, add, load, pooled, predict, pretrain, routed, save  # noqa: E402
 from taskvec.gate import losses as terms  # noqa: E402
 from taskvec.gate.baselines import fit_trunk, predict_trunk, weight_addition  # noqa: E402
-from taskvec.gate.comparison import _relative, error  # noqa: E402
 from taskvec.gate.molecules import Split, few, holdout  # noqa: E402
+from taskvec.gate.scores import error, over_runs  # noqa: E402
 from taskvec.results import GateResult, GateRun, GateTarget, Provenance, read_result  # noqa: E402
 
 SHAPE = Shape(embedding="rows", inputs=8, width=32, latent=8, frame=8, depth=2)
@@ -286,7 +286,7 @@ def made_result(seed: int = 0, *, factor: float = 0.5) -> GateResult:
     run = GateRun(seed=seed, fold=0, targets=(target,), sources={"a": error(off), "b": error(off)}, unchanged=True)
     return GateResult(
         title="made", provenance=Provenance.now(seed=seed), split="random", embedding="rows", methods=tuple(said),
-        relative=_relative([run], list(said)), runs=(run,),
+        runs=(run,), **over_runs([run], list(said)),
     )  # fmt: skip
 
 
