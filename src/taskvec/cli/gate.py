@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError, nearest, plain
+from ..errors import BaseMismatch, UsageError, nearest, plain, some
 from ..files import replace_text
 from .commands import Group, cli, json_flag, overwrite_flag
 from .terminal import note, print_json, training_bar
@@ -71,6 +71,7 @@ def gate() -> None:
     taskvec gate pretrain properties.csv --target homo --target gap -o sources/
     taskvec gate add sources/ few.csv --target solubility -o more/
     taskvec gate predict more/ new.csv -o predicted.csv
+    taskvec gate join more/ elsewhere/ -o both/
     """
 
 
@@ -169,6 +170,38 @@ def add(
     _done("gate add", out, made, as_json)
 
 
+@gate.command(short_help="Put together what was added to one network in several places.")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_out
+@overwrite_flag
+@json_flag
+def join(models: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool) -> None:
+    """One network with the properties of all networks in the folders MODELS, which were added to the same pre-trained network.
+
+    Nothing is learnt: every property keeps its predictions, to the bit.
+    """
+    _free(out, overwrite)
+    if len(models) < 2:
+        raise UsageError("name two folders or more to join.")
+    from ..gate import load, save
+    from ..gate.files import facts_of
+
+    made, learned = load(models[0]), dict(facts_of(models[0]).learned)
+    for folder in models[1:]:
+        before = made.names
+        try:
+            made = made.joined(load(folder))
+        except BaseMismatch as error:
+            raise BaseMismatch(f"{plain(folder)}: {error}") from error
+        note(f"{plain(folder)}: brings {', '.join(plain(n) for n in made.names if n not in before) or 'nothing new'}")
+        learned |= facts_of(folder).learned
+    save(made, out, learned=learned, overwrite=overwrite)
+    if as_json:
+        print_json("gate join", {"output": str(out), "properties": list(made.names)})
+        return
+    print(f"{plain(out)}: {', '.join(map(plain, made.names))}")
+
+
 @gate.command(short_help="Predict properties of the molecules in a CSV file.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
@@ -224,6 +257,12 @@ def predict(
 @click.option("--target", "targets", multiple=True, required=True, metavar="COLUMN", help="A property to add; repeat.")
 @click.option("--split", "by", type=click.Choice(["random", "scaffold"]), default="random", show_default=True)
 @click.option("--labels", type=click.IntRange(4), default=200, show_default=True, help="Most labels of a target, to train and validate.")  # fmt: skip
+@click.option(
+    "--sizes", metavar="N,N,...,all", help="A learning curve over further numbers of labels, for example 25,50,100,all."
+)
+@click.option(
+    "--ablate", is_flag=True, help="Add every target again without each loss, and with the supervised one alone."
+)
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which of them tests.")
 @click.option("--seeds", default="0", show_default=True, help="One run for each, with commas between.")
@@ -235,8 +274,8 @@ def predict(
 @overwrite_flag
 @json_flag
 def evaluate(
-    data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, folds: int, fold: int, seeds: str,
-    smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
+    data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, sizes: str | None, ablate: bool,
+    folds: int, fold: int, seeds: str, smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
     factors: tuple[str, ...], pretraining_steps: int | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pre-train on the sources, add each target from few labels, and train the rivals on the same: a single-task network, a
@@ -245,12 +284,9 @@ def evaluate(
     Test molecules of the split train nothing. Errors are root mean squares in the target's own units.
     """
     _free(out, overwrite)
-    try:
-        chosen = [int(s) for s in seeds.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"--seeds {seeds!r}: expected whole numbers with commas between, for example 0,1,2."
-        ) from error
+    chosen = _whole_numbers("--seeds", seeds, "0,1,2")
+    numbers = [s.strip() for s in sizes.split(",")] if sizes is not None else []
+    more = _whole_numbers("--sizes", ",".join(n for n in numbers if n != "all"), "25,50,100,all")
     losses, shape = _losses(factors), _shape(embedding, width, latent, depth)
     from ..gate import evaluate as compare
     from ..gate import gather, pooled
@@ -261,6 +297,7 @@ def evaluate(
     found = pooled([
         compare(
             molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=fold, shape=shape, losses=losses,
+            sizes=[*more, *([None] if "all" in numbers else [])], ablate=ablate,
             spec=_spec(steps, lr, batch, s), pretraining=_spec(pretraining_steps or steps, lr, batch, s),
             progress=lambda line, s=s: note(f"seed {s}: {line}"),
         )
@@ -300,6 +337,18 @@ def inspect(model: Path, as_json: bool) -> None:
 def _free(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise UsageError(f"{plain(out)} exists. Use --overwrite to replace it, or name another.")
+
+
+def _whole_numbers(option: str, text: str, example: str) -> list[int]:
+    try:
+        found = [int(s) for s in text.split(",")] if text else []
+    except ValueError as error:
+        raise UsageError(
+            f"{option} {text!r}: expected whole numbers with commas between, for example {example}."
+        ) from error
+    if twice := sorted({n for n in found if found.count(n) > 1}):
+        raise UsageError(f"{option} {text!r}: {some(twice)} is there more than once.")
+    return found
 
 
 def _losses(factors: tuple[str, ...]) -> Any:

@@ -42,11 +42,13 @@ def pooled(results: Sequence[GateResult]) -> GateResult:
 
 def over_runs(runs: Sequence[GateRun], methods: Sequence[str]) -> dict[str, Any]:
     """The fields of a `GateResult` that are over all runs."""
-    out: dict[str, dict[str, Any]] = {"relative": {}, "errors": {}, "curves": {}, "ablation": {}}
+    out: dict[str, dict[str, Any]] = {"relative": {}, "errors": {}, "curves": {}, "against": {}, "ablation": {}}
     for name in (t.name for t in runs[0].targets):
         found = [r.target(name) for r in runs]
         out["relative"][name] = relative(found, methods)
         out["errors"][name] = own_units(found, methods)
+        rivals = [m for m in methods if m not in (GATE, SINGLE)]
+        out["against"][name] = {m: relative(found, [GATE], to=m)[GATE] for m in rivals}
         left_out = [a for a in ABLATIONS if all(a in t.predictions for t in found)]
         if left_out:
             out["ablation"][name] = relative(found, left_out, to=GATE)
@@ -55,8 +57,10 @@ def over_runs(runs: Sequence[GateRun], methods: Sequence[str]) -> dict[str, Any]
             for t in (r.target(name), *r.curve) if any(t.name == name for t in r.curve) else ():
                 if t.name == name:
                     sizes.setdefault(t.most, []).append(t)
-        if sizes:
-            out["curves"][name] = tuple(sorted((_point(at, methods) for at in sizes.values()), key=lambda p: p.labels))
+        if sizes:  # of the numbers of labels that all runs with a curve have
+            most = max(len(at) for at in sizes.values())
+            points = (_point(at, methods) for at in sizes.values() if len(at) == most)
+            out["curves"][name] = tuple(sorted(points, key=lambda p: p.labels))
     return out
 
 

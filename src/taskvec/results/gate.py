@@ -110,9 +110,9 @@ class GateRun(Frozen):
 class GateResult(BaseResult):
     """Task addition by geometric alignment beside its rivals (arXiv:2409.16645), over one or more runs.
 
-    ``relative[target][method]`` is over all runs, and so are ``errors[target][method]``, the learning curves ``curves[target]``, and
-    ``ablation[target][what]``: the error of an addition without a loss, relative to that with all of them. All methods of a target saw the
-    same labels and the same splits.
+    ``relative[target][method]`` is over all runs, and so are ``errors[target][method]``, the learning curves ``curves[target]``,
+    ``against[target][method]``: the error of task addition relative to that of a rival, and ``ablation[target][what]``: the error of an
+    addition without a loss, relative to that with all of them. All methods of a target saw the same labels and the same splits.
     """
 
     kind: Literal["gate"] = "gate"
@@ -122,6 +122,7 @@ class GateResult(BaseResult):
     relative: Mapping[str, Mapping[str, Relative]]
     errors: Mapping[str, Mapping[str, OwnUnits]] = Field(default_factory=dict)
     curves: Mapping[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
+    against: Mapping[str, Mapping[str, Relative]] = Field(default_factory=dict)
     ablation: Mapping[str, Mapping[str, Relative]] = Field(default_factory=dict)
     runs: tuple[GateRun, ...]
     notes: tuple[str, ...] = ()
