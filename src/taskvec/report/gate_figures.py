@@ -115,7 +115,7 @@ def _curves(result: GateResult, key: str) -> str:
 
 def _parity(result: GateResult, key: str) -> str:
     targets = result.runs[0].targets
-    columns = min(3, len(targets))
+    columns = 2 if len(targets) == 4 else min(3, len(targets))
     rows = -(-len(targets) // columns)
 
     def draw(figure: Any) -> None:
