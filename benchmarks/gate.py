@@ -143,27 +143,11 @@ def prediction(data: Path, count: int, peer: str | None, work: Path) -> dict[str
     facts = {}
     if peer:
         common = ["--smiles-columns", "smiles", "--accelerator", "cpu", "--num-workers", "0"]
-        fit = [
-            "train",
-            "-i",
-            str(work / "train.csv"),
-            "--target-columns",
-            "y",
-            "--epochs",
-            "1",
-            "-o",
-            str(work / "peer"),
-            *common,
-        ]
-        subprocess.run([*chemprop, *fit], **quiet)
+        told = ["train", "-i", str(work / "train.csv"), "-o", str(work / "peer"), "--target-columns", "y"]
+        subprocess.run([*chemprop, *told, *common, "--epochs", "3"], **quiet)
         said = "from importlib.metadata import version as v; print(v('chemprop'), v('torch'), v('rdkit'))"
-        facts = dict(
-            zip(
-                ("chemprop", "torch", "rdkit"),
-                subprocess.run([peer, "-c", said], text=True, **quiet).stdout.split(),
-                strict=True,
-            )
-        )
+        found = subprocess.run([peer, "-c", said], text=True, **quiet).stdout.split()
+        facts = dict(zip(("chemprop", "torch", "rdkit"), found, strict=True))
         best = next((work / "peer").rglob("best.pt"))
     kinds = {}
     for size in ("few", "many"):
