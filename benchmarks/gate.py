@@ -140,9 +140,9 @@ def prediction(data: Path, count: int, peer: str | None, work: Path) -> dict[str
     outputs.mkdir()
     one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     chemprop = [peer, "-c", "from chemprop.cli.main import main; main()"]
-    facts = {}
+    common = ["--smiles-columns", "smiles", "--accelerator", "cpu", "--num-workers", "0"]
+    facts, best = {}, None
     if peer:
-        common = ["--smiles-columns", "smiles", "--accelerator", "cpu", "--num-workers", "0"]
         told = ["train", "-i", str(work / "train.csv"), "-o", str(work / "peer"), "--target-columns", "y"]
         subprocess.run([*chemprop, *told, *common, "--epochs", "3"], **quiet)
         said = "from importlib.metadata import version as v; print(v('chemprop'), v('torch'), v('rdkit'))"

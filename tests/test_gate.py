@@ -296,7 +296,7 @@ def test_weight_addition_is_task_arithmetic_on_the_trunk() -> None:
         torch.testing.assert_close(made.trunk.shared()[n], wanted, rtol=1e-5, atol=1e-6)
     one = weight_addition(trunk, {"first": tuned["first"]}, x, targets, rows, coefficients=(1.0,))
     ours, theirs = (predict_trunk(t, x, "first") for t in (one.trunk, tuned["first"]))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.std(theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(np.std(theirs)))
     chosen = weight_addition(trunk, tuned, x, targets, rows, coefficients=(0.0, 0.5, 1.0))
     assert chosen.looks[chosen.coefficient] == min(chosen.looks.values())
     assert all(b in bits(tuned["first"]) for b in bits(trunk) if not b.startswith("heads."))

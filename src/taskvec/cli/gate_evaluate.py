@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError, plain, some
+from ..errors import UsageError, plain
 from .commands import json_flag, overwrite_flag
 from .gate import LEARNING, SIZES, free, gate, losses_of, shape_of, smiles_option, spec_of, tell_counts, with_options
 from .terminal import note, print_json
@@ -84,5 +84,5 @@ def _whole_numbers(option: str, text: str, example: str) -> list[int]:
             f"{option} {text!r}: expected whole numbers with commas between, for example {example}."
         ) from error
     if twice := sorted({n for n in found if found.count(n) > 1}):
-        raise UsageError(f"{option} {text!r}: {some(twice)} is there more than once.")
+        raise UsageError(f"{option} {text!r}: {twice[0]} is there more than once.")
     return found
