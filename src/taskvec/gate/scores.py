@@ -49,9 +49,10 @@ def over_runs(runs: Sequence[GateRun], methods: Sequence[str]) -> dict[str, Any]
         out["errors"][name] = own_units(found, methods)
         rivals = [m for m in methods if m not in (GATE, SINGLE)]
         out["against"][name] = {m: relative(found, [GATE], to=m)[GATE] for m in rivals}
-        left_out = [a for a in ABLATIONS if all(a in t.predictions for t in found)]
-        if left_out:
-            out["ablation"][name] = relative(found, left_out, to=GATE)
+        ablated = [t for t in found if ALONE in t.predictions]
+        if ablated:
+            left_out = [a for a in ABLATIONS if all(a in t.predictions for t in ablated)]
+            out["ablation"][name] = relative(ablated, left_out, to=GATE)
         sizes: dict[int, list[GateTarget]] = {}
         for r in runs:
             for t in (r.target(name), *r.curve) if any(t.name == name for t in r.curve) else ():

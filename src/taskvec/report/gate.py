@@ -129,7 +129,10 @@ def _curves(result: GateResult) -> Table | None:
             cells = [Cell(clean(t), (count(p.labels, "label"),))]
             cells += [_number(p.errors[m], "rmse") if m in p.errors else Cell(NONE) for m in methods]
             rows.append(tuple(cells))
-    return Table("RMSE in own units by the number of labels", ("target", *methods), tuple(rows)) if rows else None
+    if not rows:
+        return None
+    runs = next(e.runs for curve in result.curves.values() for e in curve[0].errors.values())
+    return Table(f"RMSE in own units by the number of labels ({count(runs, 'run')})", ("target", *methods), tuple(rows))
 
 
 def _ablation(result: GateResult) -> Table | None:
@@ -143,7 +146,8 @@ def _ablation(result: GateResult) -> Table | None:
             Cell(NONE) if r is None else Cell(f"{r.ratio:.3f}", (f"[{r.low:.3f},\u00a0{r.high:.3f}]",)) for r in found
         ]
         rows.append((Cell(clean(t)), *cells))
-    caption = "Additions without a loss: error relative to that with all (sources pre-trained with all)"
+    runs = next(r.runs for row in result.ablation.values() for r in row.values())
+    caption = f"Additions without a loss: error relative to that with all (sources pre-trained with all; {count(runs, 'run')})"
     return Table(caption, ("target", *left_out), tuple(rows))
 
 
