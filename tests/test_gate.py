@@ -19,8 +19,8 @@ from taskvec.errors import BaseMismatch, InputError, KeyMismatch, MissingExtra, 
 from taskvec.gate import GateSpec, Losses, Rows, Shape, add, load, pooled, predict, pretrain, routed, save  # noqa: E402
 from taskvec.gate import losses as terms  # noqa: E402
 from taskvec.gate.baselines import fit_trunk, predict_trunk, weight_addition  # noqa: E402
-from taskvec.gate.comparison import _relative, error  # noqa: E402
 from taskvec.gate.molecules import Split, few, holdout  # noqa: E402
+from taskvec.gate.scores import error, over_runs  # noqa: E402
 from taskvec.results import GateResult, GateRun, GateTarget, Provenance, read_result  # noqa: E402
 
 SHAPE = Shape(embedding="rows", inputs=8, width=32, latent=8, frame=8, depth=2)
@@ -91,6 +91,35 @@ def test_a_factor_of_zero_leaves_its_term_out_and_another_brings_it_in(term: str
     whole = add(base().model, "first", x, y["first"], TRAIN[:20], VALIDATION[:9], spec=spec)
     assert set(whole.terms) == set(terms.TERMS)
     assert bits(made.model) != bits(whole.model)  # the term moves the weights
+
+
+def test_all_pairs_at_once_are_all_pairs() -> None:
+    x = torch.randn(4, 7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pairs = [terms.consistency(x[i], x[j]) for i in range(4) for j in range(i)]
+    assert terms.among(x).item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-12)
+    y = torch.tensor([[1.0, float("nan")], [2.0, 4.0]])
+    assert terms.regression(torch.zeros(2, 2), y).item() == pytest.approx((1 + 10) / 2)  # each property counts alike
+
+
+def test_routes_are_drawn_evenly_and_all_of_them_are_the_mean_over_pairs() -> None:
+    x, _ = problem()
+    only = Losses(regression=0, autoencoding=0, consistency=0, displacement=0, mapping=1)
+    spec = GateSpec(steps=1, check=1, batch=600)
+    every, drawn = (
+        pretrain(x, sources(), TRAIN, VALIDATION, shape=SHAPE, losses=replace(only, routes=r), spec=spec)
+        for r in (99, 1)
+    )
+    start = pretrain(x, sources(), TRAIN, VALIDATION, shape=SHAPE, spec=GateSpec(steps=1, check=1, lr=1e-30)).model
+    part, wanted = x.take(TRAIN), []
+    for i in start.names:
+        for j in start.names:
+            if i != j:
+                truth = start.of(i).standardised(problem()[1][i][TRAIN]).numpy()
+                wanted.append(np.mean(((routed(start, part, i, j) - start.of(i).mean) / start.of(i).std - truth) ** 2))
+    assert every.terms["mapping"] == pytest.approx(np.mean(wanted), rel=1e-4)
+    assert min(wanted) < drawn.terms["mapping"] < max(wanted) and drawn.terms != every.terms
+    with pytest.raises(UsageError, match="routes is 0"):
+        Losses(routes=0)
 
 
 def test_factors_are_checked() -> None:
@@ -267,7 +296,7 @@ def test_weight_addition_is_task_arithmetic_on_the_trunk() -> None:
         torch.testing.assert_close(made.trunk.shared()[n], wanted, rtol=1e-5, atol=1e-6)
     one = weight_addition(trunk, {"first": tuned["first"]}, x, targets, rows, coefficients=(1.0,))
     ours, theirs = (predict_trunk(t, x, "first") for t in (one.trunk, tuned["first"]))
-    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.std(theirs))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * float(np.std(theirs)))
     chosen = weight_addition(trunk, tuned, x, targets, rows, coefficients=(0.0, 0.5, 1.0))
     assert chosen.looks[chosen.coefficient] == min(chosen.looks.values())
     assert all(b in bits(tuned["first"]) for b in bits(trunk) if not b.startswith("heads."))
@@ -286,8 +315,43 @@ def made_result(seed: int = 0, *, factor: float = 0.5) -> GateResult:
     run = GateRun(seed=seed, fold=0, targets=(target,), sources={"a": error(off), "b": error(off)}, unchanged=True)
     return GateResult(
         title="made", provenance=Provenance.now(seed=seed), split="random", embedding="rows", methods=tuple(said),
-        relative=_relative([run], list(said)), runs=(run,),
+        runs=(run,), **over_runs([run], list(said)),
     )  # fmt: skip
+
+
+def test_own_units_and_rivals_over_runs() -> None:
+    whole = pooled([made_result(0), made_result(1)])
+    off = [np.subtract(r.target("<t>").predictions["single task"], r.target("<t>").truth) for r in whole.runs]
+    found = whole.errors["<t>"]["single task"]
+    assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(off)))) and found.mae == pytest.approx(
+        np.mean(np.abs(off))
+    )
+    assert found.rmse_low < found.rmse < found.rmse_high and found.mae_low < found.mae < found.mae_high
+    assert (found.n, found.runs) == (60, 2)
+    assert whole.against["<t>"]["random forest"].ratio == pytest.approx(0.5, rel=1e-5)
+    assert not whole.curves and not whole.ablation
+
+
+def test_molecules_with_the_largest_errors_are_drawn_and_nothing_else_comes_with_them() -> None:
+    pytest.importorskip("rdkit", reason="rdkit is not installed (extra: molecules)")
+    from taskvec.report.drawn import worst, worst_molecules
+
+    made = made_result()
+    (run,) = made.runs
+    (target,) = run.targets
+    names = ("CCO", "not a molecule<script>", "C[N+](C)(C)C", "F/C=C/F", *(f"C{'C' * i}" for i in range(56)))
+    guess = tuple(t + (9 - i if i < 4 else 0.1) for i, t in enumerate(target.truth))
+    target = target.model_copy(
+        update={"molecules": names, "predictions": {**target.predictions, "task addition": guess}}
+    )
+    made = made.model_copy(update={"runs": (run.model_copy(update={"targets": (target,)}),)})
+    assert [row[0] for row in worst(made, "<t>")[:4]] == list(names[:4])
+    drawn = worst_molecules(made, "k")
+    assert drawn is not None and drawn.count("<g ") == 4 and drawn.count("not drawn") == 1
+    assert "<script" not in drawn and "#0" not in drawn and "&lt;t&gt;" in drawn
+    from xml.etree import ElementTree
+
+    ElementTree.fromstring(drawn)  # one whole element
 
 
 def test_relative_errors_keep_pairs_together() -> None:

@@ -13,11 +13,14 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed (extra: train)")
 pytest.importorskip("rdkit", reason="rdkit is not installed (extra: molecules)")
 
+from taskvec import report  # noqa: E402
 from taskvec.errors import InputError, UnknownName, UsageError  # noqa: E402
 from taskvec.gate import clean, fingerprints, gather, graphs, read_molecules, split, together  # noqa: E402
 from taskvec.gate.inputs import Graphs  # noqa: E402
 from taskvec.gate.model import MessagePassing, embed, seeded  # noqa: E402
 from taskvec.gate.molecules import canonical, scaffold  # noqa: E402
+from taskvec.gate.scores import ABLATIONS  # noqa: E402
+from taskvec.results import GateResult, read_result  # noqa: E402
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RINGS = ["c1ccccc1", "C1CCCCC1", "c1ccncc1", "C1CCOC1", "c1ccsc1", "c1ccc2ccccc2c1", "C1CC1", "c1cc[nH]c1"]
@@ -192,6 +195,20 @@ def test_the_commands_from_csv_to_report(
     code, _, err = run_cli("gate", "predict", tmp_path / "more", table, "--property", "mixd")
     assert code == 2 and "Did you mean 'mixed'" in err
     assert run_cli("gate", "add", tmp_path / "net", table, "--target", "mixed", "-o", tmp_path / "x", "--factor", "maping=1")[0] == 2  # fmt: skip
+    more = ["--target", "mixed", "--name", "again", "--steps", 3, "-o", tmp_path / "else"]
+    assert run_cli("gate", "add", tmp_path / "net", table, *more)[0] == 0
+    code, out, err = run_cli("gate", "join", tmp_path / "more", tmp_path / "else", "-o", tmp_path / "both")
+    assert code == 0 and "size, hetero, mixed, again" in out and "brings again" in err
+    both = list(csv.DictReader(run_cli("gate", "predict", tmp_path / "both", table)[1].splitlines()))
+    assert [{k: v for k, v in r.items() if k != "again"} for r in both] == rows
+    assert "adding again" in run_cli("gate", "inspect", tmp_path / "both")[1]
+    assert run_cli("gate", "join", tmp_path / "more", "-o", tmp_path / "x")[0] == 2
+    assert (
+        run_cli("gate", "pretrain", table, *sources, "-o", tmp_path / "other", "--steps", 3, "--seed", 1, *small)[0]
+        == 0
+    )
+    code, _, err = run_cli("gate", "join", tmp_path / "more", tmp_path / "other", "-o", tmp_path / "x")
+    assert code == 3 and "embeddings differ" in err and not (tmp_path / "x").exists()
 
 
 def test_evaluate_reads_test_labels_only_to_score(
@@ -229,6 +246,7 @@ def test_evaluate_reads_test_labels_only_to_score(
         "random forest",
         "weight addition",
     }
+    assert not found["curves"] and not found["ablation"]
     # other test labels, the same predictions
     text = list(csv.reader(table.read_text().splitlines()))
     for row in text[1:]:
@@ -239,6 +257,40 @@ def test_evaluate_reads_test_labels_only_to_score(
     assert run_cli("gate", "evaluate", tmp_path / "other.csv", *common, "-o", tmp_path / "s.json", "--split", "scaffold")[0] == 0  # fmt: skip
     other = json.loads((tmp_path / "s.json").read_text())["runs"][0]["targets"][0]
     assert other["truth"] != target["truth"] and other["predictions"] == target["predictions"]
+
+
+def test_learning_curves_and_ablation(
+    table: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: eval)")
+    common = ["--source", "size", "--source", "hetero", "--target", "mixed", "--labels", 20, "--folds", 3, "--steps", 4]
+    common += ["--width", 8, "--latent", 4, "--split", "scaffold", "-o", tmp_path / "r.json"]
+    for wrong, said in (("3", "begins at 4"), ("10,x", "whole numbers"), ("10,10", "more than once")):
+        code, _, err = run_cli("gate", "evaluate", table, *common, "--sizes", wrong)
+        assert code == 2 and said in err
+    code, _, err = run_cli(
+        "gate", "evaluate", table, *common, "--sizes", "10,20,all,9999", "--ablate", "--seeds", "0,1"
+    )
+    assert code == 0, err
+    found = read_result(tmp_path / "r.json")
+    assert isinstance(found, GateResult)
+    labels = [p.labels for p in found.curves["mixed"]]
+    assert labels[:2] == [10, 20] and len(labels) == 3 and labels[2] > 20  # 9999 is all of them again
+    assert set(found.curves["mixed"][0].errors) == {
+        "task addition",
+        "single task",
+        "multi-task",
+        "fine-tuned",
+        "random forest",
+    }
+    assert found.curves["mixed"][1].errors["single task"] == found.errors["mixed"]["single task"]
+    assert set(found.ablation["mixed"]) == set(ABLATIONS)
+    assert all(r.runs == 2 for r in found.ablation["mixed"].values())
+    whole, alone = (found.runs[0].target("mixed").predictions[m] for m in ("task addition", "regression alone"))
+    assert whole != alone and "regression alone" not in found.methods
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: report)")
+    page = report.write([found], tmp_path / "r.html").read_text()
+    assert page.count("<svg") == 5 and "Additions without a loss" in page and "by the number of labels" in page
 
 
 def test_real_molecules_are_read() -> None:

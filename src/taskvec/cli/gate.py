@@ -11,15 +11,15 @@ from typing import Any
 
 import click
 
-from ..errors import UsageError, nearest, plain
+from ..errors import BaseMismatch, UsageError, nearest, plain
 from ..files import replace_text
 from .commands import Group, cli, json_flag, overwrite_flag
 from .terminal import note, print_json, training_bar
 
 EMBEDDINGS = ("graph", "fingerprint")
 _out = click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-_smiles = click.option("--smiles", metavar="COLUMN", help="The column of SMILES; else the one called so.")
-_learning = [
+smiles_option = click.option("--smiles", metavar="COLUMN", help="The column of SMILES; else the one called so.")
+LEARNING = [
     click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Updates at most."),
     click.option("--lr", type=float, default=1e-3, show_default=True),
     click.option("--batch", type=click.IntRange(1), default=64, show_default=True),
@@ -32,7 +32,7 @@ _learning = [
     ),
     click.option("--seed", type=int, default=0, show_default=True),
 ]
-_sizes = [
+SIZES = [
     click.option(
         "--embedding", default="graph", show_default=True, help=f"What reads molecules: {' or '.join(EMBEDDINGS)}."
     ),
@@ -54,7 +54,7 @@ _sizes = [
 ]
 
 
-def _with(options: list[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_options(options: list[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         for option in reversed(options):
             command = option(command)
@@ -71,16 +71,17 @@ def gate() -> None:
     taskvec gate pretrain properties.csv --target homo --target gap -o sources/
     taskvec gate add sources/ few.csv --target solubility -o more/
     taskvec gate predict more/ new.csv -o predicted.csv
+    taskvec gate join more/ elsewhere/ -o both/
     """
 
 
 @gate.command(short_help="Learn several properties together, on a shared embedding.")
 @click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, metavar="COLUMN", help="A property to learn; repeat. Else all columns of numbers.")  # fmt: skip
-@_smiles
+@smiles_option
 @_out
-@_with(_sizes)
-@_with(_learning)
+@with_options(SIZES)
+@with_options(LEARNING)
 @overwrite_flag
 @json_flag
 def pretrain(
@@ -91,15 +92,15 @@ def pretrain(
 
     One molecule in eight chooses when to stop. Nothing is tested here; `taskvec gate evaluate` does that.
     """
-    _free(out, overwrite)
-    losses, spec, shape = _losses(factors), _spec(steps, lr, batch, seed), _shape(embedding, width, latent, depth)
+    free(out, overwrite)
+    losses, spec, shape = losses_of(factors), spec_of(steps, lr, batch, seed), shape_of(embedding, width, latent, depth)
     import numpy as np
 
     from ..gate import gather, holdout, inputs_for, save
     from ..gate import pretrain as learn
 
     molecules = gather(data, smiles=smiles, targets=targets or None)
-    _tell(molecules)
+    tell_counts(molecules)
     train, validation = holdout(np.arange(len(molecules)), seed=seed)
     with training_bar() as (tell, bar):
         tell(f"learning {len(molecules.targets)} properties of {len(molecules)} molecules")
@@ -119,9 +120,9 @@ def pretrain(
 @click.option("--name", help="What it is to be called; else as its column.")
 @click.option("--against", multiple=True, metavar="PROPERTY", help="Align with this property; repeat. Else with all sources.")  # fmt: skip
 @click.option("--unlabelled", type=click.Path(path_type=Path), help="A CSV file of further molecules, which align the frames without labels.")  # fmt: skip
-@_smiles
+@smiles_option
 @_out
-@_with(_learning)
+@with_options(LEARNING)
 @overwrite_flag
 @json_flag
 def add(
@@ -133,8 +134,8 @@ def add(
     The predictions of every property that is there stay the same bits. Properties added to the same sources do not depend on
     one another.
     """
-    _free(out, overwrite)
-    losses, spec = _losses(factors), _spec(steps, lr, batch, seed)
+    free(out, overwrite)
+    losses, spec = losses_of(factors), spec_of(steps, lr, batch, seed)
     import numpy as np
 
     from ..gate import add as learn
@@ -145,7 +146,7 @@ def add(
 
     network, facts = load(model), facts_of(model)
     molecules = read_molecules(data, smiles=smiles, targets=[target])
-    _tell(molecules)
+    tell_counts(molecules)
     labels = molecules.target(target)
     train, validation = holdout(np.flatnonzero(np.isfinite(labels)), seed=seed)
     known, pool = list(molecules.smiles), None
@@ -169,11 +170,43 @@ def add(
     _done("gate add", out, made, as_json)
 
 
+@gate.command(short_help="Put together what was added to one network in several places.")
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_out
+@overwrite_flag
+@json_flag
+def join(models: tuple[Path, ...], out: Path, overwrite: bool, as_json: bool) -> None:
+    """One network with the properties of all networks in the folders MODELS, which were added to the same pre-trained network.
+
+    Nothing is learnt: every property keeps its predictions, to the bit.
+    """
+    free(out, overwrite)
+    if len(models) < 2:
+        raise UsageError("name two folders or more to join.")
+    from ..gate import load, save
+    from ..gate.files import facts_of
+
+    made, learned = load(models[0]), dict(facts_of(models[0]).learned)
+    for folder in models[1:]:
+        before = made.names
+        try:
+            made = made.joined(load(folder))
+        except BaseMismatch as error:
+            raise BaseMismatch(f"{plain(folder)}: {error}") from error
+        note(f"{plain(folder)}: brings {', '.join(plain(n) for n in made.names if n not in before) or 'nothing new'}")
+        learned |= facts_of(folder).learned
+    save(made, out, learned=learned, overwrite=overwrite)
+    if as_json:
+        print_json("gate join", {"output": str(out), "properties": list(made.names)})
+        return
+    print(f"{plain(out)}: {', '.join(map(plain, made.names))}")
+
+
 @gate.command(short_help="Predict properties of the molecules in a CSV file.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--property", "names", multiple=True, metavar="NAME", help="A property; repeat. Else all.")
-@_smiles
+@smiles_option
 @click.option("--out", "-o", type=click.Path(path_type=Path), help="The CSV file to write; else standard output.")
 @overwrite_flag
 @json_flag
@@ -182,7 +215,7 @@ def predict(
 ) -> None:  # fmt: skip
     """Predict for every row of DATA, in the units of the training labels. Rows without a valid SMILES stay empty."""
     if out is not None:
-        _free(out, overwrite)
+        free(out, overwrite)
     from ..gate import inputs_for, load
     from ..gate import predict as predicted_by
     from ..gate.molecules import canonical
@@ -218,63 +251,6 @@ def predict(
     note(f"{plain(out)}: {len(rows)} rows, {len(values)} properties")
 
 
-@gate.command(short_help="Compare task addition with its rivals on the same labels and splits.")
-@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--source", "sources", multiple=True, required=True, metavar="COLUMN", help="A property to pre-train on; repeat.")  # fmt: skip
-@click.option("--target", "targets", multiple=True, required=True, metavar="COLUMN", help="A property to add; repeat.")
-@click.option("--split", "by", type=click.Choice(["random", "scaffold"]), default="random", show_default=True)
-@click.option("--labels", type=click.IntRange(4), default=200, show_default=True, help="Most labels of a target, to train and validate.")  # fmt: skip
-@click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
-@click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which of them tests.")
-@click.option("--seeds", default="0", show_default=True, help="One run for each, with commas between.")
-@click.option("--pretraining-steps", type=click.IntRange(1), help="Updates where all labels of the sources are used; else as --steps.")  # fmt: skip
-@_smiles
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The result, *.json, for `taskvec report`.")  # fmt: skip
-@_with(_sizes)
-@_with(_learning[:-1])
-@overwrite_flag
-@json_flag
-def evaluate(
-    data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, folds: int, fold: int, seeds: str,
-    smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
-    factors: tuple[str, ...], pretraining_steps: int | None, overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
-    """Pre-train on the sources, add each target from few labels, and train the rivals on the same: a single-task network, a
-    multi-task network, fine-tuning, a random forest, and task arithmetic on the shared trunk.
-
-    Test molecules of the split train nothing. Errors are root mean squares in the target's own units.
-    """
-    _free(out, overwrite)
-    try:
-        chosen = [int(s) for s in seeds.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"--seeds {seeds!r}: expected whole numbers with commas between, for example 0,1,2."
-        ) from error
-    losses, shape = _losses(factors), _shape(embedding, width, latent, depth)
-    from ..gate import evaluate as compare
-    from ..gate import gather, pooled
-    from ..report.gate import gate_section
-
-    molecules = gather(data, smiles=smiles, targets=[*sources, *targets])
-    _tell(molecules)
-    found = pooled([
-        compare(
-            molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=fold, shape=shape, losses=losses,
-            spec=_spec(steps, lr, batch, s), pretraining=_spec(pretraining_steps or steps, lr, batch, s),
-            progress=lambda line, s=s: note(f"seed {s}: {line}"),
-        )
-        for s in chosen
-    ])  # fmt: skip
-    found.write(out)
-    if as_json:
-        print_json("gate evaluate", {"output": str(out), "result": found.model_dump(mode="json")})
-        return
-    for sentence in gate_section(found).sentences:
-        print(sentence.replace("\u00a0", " "))
-    print(f"{plain(out)}: `taskvec report {plain(out)} -o report.html` draws it")
-
-
 @gate.command(short_help="What a network knows, from its files alone.")
 @click.argument("model", type=click.Path(path_type=Path))
 @json_flag
@@ -297,12 +273,12 @@ def inspect(model: Path, as_json: bool) -> None:
             )
 
 
-def _free(out: Path, overwrite: bool) -> None:
+def free(out: Path, overwrite: bool) -> None:
     if out.exists() and not overwrite:
         raise UsageError(f"{plain(out)} exists. Use --overwrite to replace it, or name another.")
 
 
-def _losses(factors: tuple[str, ...]) -> Any:
+def losses_of(factors: tuple[str, ...]) -> Any:
     from ..gate.losses import TERMS, Losses
 
     given: dict[str, float] = {}
@@ -317,13 +293,13 @@ def _losses(factors: tuple[str, ...]) -> Any:
     return replace(Losses(), **given)
 
 
-def _spec(steps: int, lr: float, batch: int, seed: int) -> Any:
+def spec_of(steps: int, lr: float, batch: int, seed: int) -> Any:
     from ..gate.train import GateSpec
 
     return GateSpec(steps=steps, lr=lr, batch=batch, seed=seed)
 
 
-def _shape(embedding: str, width: int, latent: int, depth: int) -> Any:
+def shape_of(embedding: str, width: int, latent: int, depth: int) -> Any:
     from ..gate.model import Shape
 
     if embedding not in EMBEDDINGS:
@@ -331,7 +307,7 @@ def _shape(embedding: str, width: int, latent: int, depth: int) -> Any:
     return Shape(embedding=embedding, width=width, latent=latent, frame=latent, depth=depth)  # type: ignore[arg-type]
 
 
-def _tell(molecules: Any) -> None:
+def tell_counts(molecules: Any) -> None:
     for line in molecules.counts.said():
         note(line)
 

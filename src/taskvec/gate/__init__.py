@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .baselines import BASELINES
-    from .comparison import evaluate, pooled
+    from .comparison import evaluate
     from .files import load, save
     from .inputs import Graphs, Rows, fingerprints, graphs, inputs_for
     from .losses import Losses
     from .model import Gate, Shape, predict, routed
     from .molecules import Molecules, Split, clean, few, gather, holdout, read_molecules, split, together
+    from .scores import pooled
     from .train import GateSpec, Learned, add, pretrain
 
 _NAMES = {
-    "BASELINES": "baselines", "evaluate": "comparison", "pooled": "comparison", "load": "files", "save": "files", "Graphs": "inputs",
+    "BASELINES": "baselines", "evaluate": "comparison", "pooled": "scores", "load": "files", "save": "files", "Graphs": "inputs",
     "Rows": "inputs", "fingerprints": "inputs", "graphs": "inputs", "inputs_for": "inputs", "Losses": "losses", "Gate": "model",
     "Shape": "model", "predict": "model", "routed": "model", "Molecules": "molecules", "Split": "molecules", "clean": "molecules",
     "few": "molecules", "gather": "molecules", "holdout": "molecules", "read_molecules": "molecules", "split": "molecules", "together": "molecules", "GateSpec": "train",

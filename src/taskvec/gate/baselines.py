@@ -17,7 +17,7 @@ from .inputs import Inputs, Rows
 from .losses import Losses
 from .model import BATCH, Perceptron, Shape, embedding_of, seeded
 from .molecules import labelled
-from .train import GateSpec, Ran, learn, mean, rmse, scale
+from .train import GateSpec, Ran, Shuffled, learn, rmse, scale
 
 BASELINES = ("single task", "multi-task", "fine-tuned", "random forest", "weight addition")
 SUPERVISED = Losses(autoencoding=0, consistency=0, mapping=0, displacement=0)
@@ -47,12 +47,14 @@ class Trunk(nn.Module):
 
 def fit_trunk(
     inputs: Inputs, targets: Mapping[str, np.ndarray], train: np.ndarray, validation: np.ndarray, *, shape: Shape, spec: GateSpec,
-    start: Trunk | None = None,
+    start: Trunk | None = None, few: Sequence[str] = (),
 ) -> tuple[Trunk, Ran]:  # fmt: skip
     """Learn a trunk and heads on these targets: one target is the single-task network, several the multi-task one.
 
     Args:
         start: a trunk to go on from (fine-tuning): its embedding and encoder; heads are new.
+        few: targets with few labels beside others with many. Half as many molecules again with labels of these join every batch, in which
+            they would hardly occur, and their validation error alone chooses when to stop.
         inputs, targets, train, validation, shape, spec: as of `taskvec.gate.pretrain`.
     """
     scales = {n: scale(n, v, train, validation) for n, v in targets.items()}
@@ -61,17 +63,23 @@ def fit_trunk(
         trunk.load_state_dict(start.shared(), strict=False)
     labels = {n: standardised(v, scales[n]) for n, v in targets.items()}
     some = np.any(np.isfinite(np.stack(list(targets.values()))), axis=0)
+    every = torch.stack(list(labels.values()))
+    rare = np.any(np.isfinite(np.stack([targets[n] for n in few or targets])), axis=0)
+    drawn = Shuffled(train[rare[train]], max(1, spec.batch // 2), torch.Generator().manual_seed(spec.seed + 2))
 
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        rows = torch.cat([rows, drawn.next()]) if few else rows
         z = trunk.latent(inputs.take(rows))
-        return {"regression": mean(terms.regression(trunk.head(n)(z)[:, 0], y[rows]) for n, y in labels.items())}
+        said = torch.stack([head(z)[:, 0] for head in trunk.heads])
+        return {"regression": terms.regression(said, every[:, rows])}
 
-    held = inputs.take(validation)
+    judged = validation[rare[validation]]
+    held = inputs.take(judged)
 
     def look() -> float:
         with torch.inference_mode():
             z = latents(trunk, held)
-            return float(np.mean([rmse(trunk.head(n)(z)[:, 0], y[validation]) for n, y in labels.items()]))
+            return float(np.mean([rmse(trunk.head(n)(z)[:, 0], labels[n][judged]) for n in few or labels]))
 
     return trunk, learn(list(trunk.parameters()), loss, look, train[some[train]], losses=SUPERVISED, spec=spec)
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ..errors import UnknownName, UsageError, nearest, some
-from ..results import GateResult, GateRun, GateTarget, Provenance, RegressionError, Relative
+from ..results import GateResult, GateRun, GateTarget, Provenance
 from ..results.gate import GATE, SINGLE
-from .baselines import BASELINES, fit_trunk, forest, predict_trunk, weight_addition
-from .inputs import Embedding, fingerprints, inputs_for
+from .baselines import BASELINES
+from .inputs import Embedding, inputs_for
 from .losses import Losses
-from .model import Shape, predict, routed
-from .molecules import Molecules, few, labelled
+from .model import Shape, predict
+from .molecules import Molecules, labelled
 from .molecules import split as split_molecules
-from .train import GateSpec, add, pretrain
+from .rounds import Ground, Methods, add_without_losses, begin, with_labels
+from .scores import error, over_runs
+from .train import GateSpec
 
-DRAWS = 1000  # of the bootstrap
+CURVE = (GATE, SINGLE, "multi-task", "fine-tuned", "random forest")  # what a learning curve is drawn of
 
 
 def evaluate(
@@ -30,6 +31,8 @@ def evaluate(
     targets: Sequence[str],
     by: Literal["random", "scaffold"] = "random",
     labels: int = 200,
+    sizes: Sequence[int | None] = (),
+    ablate: bool = False,
     folds: int = 5,
     fold: int = 0,
     shape: Shape | None = None,
@@ -50,6 +53,9 @@ def evaluate(
         sources: properties with all their labels, pre-trained together.
         targets: properties of which at most `labels` labels train and validate, added independently of one another.
         by, folds, fold: the split; see `taskvec.gate.split`.
+        sizes: further numbers of labels, for a learning curve of `CURVE`; None is all labels.
+        ablate: add every target again without each of the losses, and with the supervised one alone. The sources stay as they were
+            pre-trained, with all of them.
         shape, losses, spec: sizes, factors, and how to learn; ``spec.seed`` is also that of the split.
         pretraining: how to learn where all sources' labels are used (stage 1, the shared trunk, the multi-task network), else as `spec`;
             its seed does not count.
@@ -61,190 +67,77 @@ def evaluate(
         UsageError: a property is both source and target, or there are none.
         InputError, UsageError: too few labels.
     """
-    shape, losses, spec = shape or Shape(), losses or Losses(), spec or GateSpec()
-    long = replace(pretraining or spec, seed=spec.seed)
-    tell = progress or (lambda _: None)
     for name in methods:
         if name not in BASELINES:
             raise UnknownName(f"no method {name!r}; there are {', '.join(BASELINES)}.{nearest(name, BASELINES)}")
     if not sources or not targets or set(sources) & set(targets):
         both = sorted(set(sources) & set(targets))
         raise UsageError(f"name at least one source and one target, none of them twice; both: {some(both) or 'none'}.")
-    wanted: dict[str, np.ndarray] = {n: molecules.target(n) for n in (*sources, *targets)}
+    if any(s is not None and s < 4 for s in sizes):
+        raise UsageError(f"a learning curve begins at 4 labels, to train and validate; got sizes {tuple(sizes)}.")
+    shape, spec = shape or Shape(), spec or GateSpec()
     embedding: Embedding = shape.embedding
-    inputs = inputs_for(embedding, molecules.smiles)
-    split = split_molecules(molecules.smiles, by=by, folds=folds, fold=fold, seed=spec.seed)
-    seconds: dict[str, float] = {}
-    chosen: dict[str, float] = {}
+    known, wanted = ({n: molecules.target(n) for n in names} for names in (sources, targets))
+    ground = Ground(
+        molecules, inputs_for(embedding, molecules.smiles),
+        split_molecules(molecules.smiles, by=by, folds=folds, fold=fold, seed=spec.seed), known, wanted, shape, losses or Losses(), spec,
+        replace(pretraining or spec, seed=spec.seed), pool, progress or (lambda _: None),
+    )  # fmt: skip
+    began = begin(ground, methods)
+    main = with_labels(ground, began, wanted, labels, methods)
+    curve: list[GateTarget] = []
+    for size, names in _sizes(ground, labels, sizes):
+        some_targets = {n: wanted[n] for n in names}
+        curve += _told(with_labels(ground, began, some_targets, size, [m for m in methods if m in CURVE]), ground, size)
+    if ablate:
+        add_without_losses(ground, began, main)
 
-    tell("pre-training on the sources")
-    known = {n: wanted[n] for n in sources}
-    stage1 = pretrain(inputs, known, split.train, split.validation, shape=shape, losses=losses, spec=long)
-    seconds["pre-training"] = stage1.seconds
-    notes = list(stage1.notes)
-    source_rows = {n: labelled(wanted[n], split.test) for n in sources}
-    before = predict(stage1.model, inputs.take(split.test), list(sources))
-
-    parts = {n: few(wanted[n], split, labels, seed=spec.seed) for n in targets}
-    model, said = stage1.model, {n: {} for n in targets}
-    for n in targets:
-        tell(f"adding {n}")
-        part = parts[n]
-        added = add(
-            model, n, inputs, wanted[n], part.train, part.validation, pool=split.train if pool else None, losses=losses, spec=spec
-        )  # fmt: skip
-        model = added.model
-        notes += added.notes
-        seconds[f"adding {n}"] = added.seconds
-    after = predict(model, inputs.take(split.test), list(sources))
-    unchanged = all(before[n].tobytes() == after[n].tobytes() for n in sources)
-    routes: dict[str, dict[str, float]] = {}
-    for n in targets:
-        held = inputs.take(parts[n].test)
-        said[n][GATE] = predict(model, held, [n])[n]
-        truth = wanted[n][parts[n].test]
-        routes[n] = {s: _rmse(routed(model, held, n, s) - truth) for s in sources}
-
-    for n in targets:
-        tell(f"rivals for {n}")
-        part = parts[n]
-        held, one = inputs.take(part.test), {n: wanted[n]}
-        trunk, ran = fit_trunk(inputs, one, part.train, part.validation, shape=shape, spec=spec)
-        said[n][SINGLE] = predict_trunk(trunk, held, n)
-        seconds[f"{SINGLE} {n}"] = ran.seconds
-        if "random forest" in methods:
-            began = time.process_time()
-            prints = fingerprints([molecules.smiles[i] for i in (*part.train, *part.validation, *part.test)])
-            m = len(part.train) + len(part.validation)
-            y = wanted[n][np.concatenate([part.train, part.validation, part.test])]
-            # It stops by no validation labels, so it may learn from them: as many labels as all others have.
-            said[n]["random forest"] = forest(prints, y, np.arange(m), np.arange(m, len(y)), seed=spec.seed)
-            seconds[f"random forest {n}"] = time.process_time() - began
-        if "multi-task" in methods:
-            few_labels = wanted[n].copy()
-            few_labels[np.setdiff1d(np.arange(len(few_labels)), np.concatenate([part.train, part.validation]))] = np.nan
-            every = {**known, n: few_labels}
-            trunk, ran = fit_trunk(inputs, every, split.train, split.validation, shape=shape, spec=long)
-            said[n]["multi-task"] = predict_trunk(trunk, held, n)
-            seconds[f"multi-task {n}"] = ran.seconds
-    if {"fine-tuned", "weight addition"} & set(methods):
-        tell("pre-training a shared trunk")
-        base, ran = fit_trunk(inputs, known, split.train, split.validation, shape=shape, spec=long)
-        seconds["pre-training the trunk"] = ran.seconds
-        tuned = {}
-        for n in targets:
-            part = parts[n]
-            tuned[n], ran = fit_trunk(
-                inputs, {n: wanted[n]}, part.train, part.validation, shape=shape, spec=spec, start=base
-            )
-            seconds[f"fine-tuned {n}"] = ran.seconds
-            if "fine-tuned" in methods:
-                said[n]["fine-tuned"] = predict_trunk(tuned[n], inputs.take(part.test), n)
-        if "weight addition" in methods:
-            few_rows = {n: p.validation for n, p in parts.items()}
-            summed = weight_addition(base, tuned, inputs, {n: wanted[n] for n in targets}, few_rows)
-            chosen["weight addition: coefficient"] = summed.coefficient
-            for n in targets:
-                said[n]["weight addition"] = predict_trunk(summed.trunk, inputs.take(parts[n].test), n)
-
-    order = [m for m in (GATE, *BASELINES) if m in said[targets[0]]]
+    order = [m for m in (GATE, *BASELINES) if m in main.said[targets[0]]]
+    test = ground.split.test
+    rows = {n: labelled(v, test) for n, v in known.items()}
+    before, after = (predict(m, ground.inputs.take(test), list(sources)) for m in (began.model, main.model))
     run = GateRun(
-        seed=spec.seed, fold=fold, seconds=seconds, chosen=chosen, unchanged=unchanged, notes=tuple(notes),
-        sources={
-            n: error(before[n][np.isin(split.test, rows)] - wanted[n][rows], seed=spec.seed) for n, rows in source_rows.items() if len(rows)
-        },
-        targets=tuple(
-            _target(n, molecules, wanted[n], parts[n], {m: said[n][m] for m in order}, routes[n], spec.seed) for n in targets
-        ),
+        seed=spec.seed, fold=fold, seconds=began.seconds | main.seconds, chosen=main.chosen, notes=(*began.notes, *main.notes),
+        unchanged=all(before[n].tobytes() == after[n].tobytes() for n in sources),
+        sources={n: error(before[n][np.isin(test, at)] - known[n][at], seed=spec.seed) for n, at in rows.items() if len(at)},
+        targets=tuple(_told(main, ground, labels)), curve=tuple(curve),
     )  # fmt: skip
     settings = {
-        "folds": folds, "labels": labels, "pool": pool, "shape": vars(shape), "losses": vars(losses),
+        "folds": folds, "labels": labels, "pool": pool, "shape": vars(shape), "losses": vars(ground.losses),
         "spec": {k: v for k, v in vars(spec).items() if k != "seed"},
-        "pretraining": {k: v for k, v in vars(long).items() if k != "seed"},
+        "pretraining": {k: v for k, v in vars(ground.long).items() if k != "seed"},
     }  # fmt: skip
     return GateResult(
         title=title, provenance=Provenance.now(seed=spec.seed, settings=settings), split=by, embedding=embedding, methods=tuple(order),
-        relative=_relative([run], order), runs=(run,), notes=tuple(molecules.counts.said()),
+        runs=(run,), notes=tuple(molecules.counts.said()), **over_runs([run], order),
     )  # fmt: skip
 
 
-def pooled(results: Sequence[GateResult]) -> GateResult:
-    """Several runs (seeds, folds) of one experiment as one result: intervals are over molecules, each drawn with all its runs.
-
-    Raises:
-        UsageError: none, or results that differ in split, embedding, methods, properties or settings.
-    """
-    if not results:
-        raise UsageError("no results to pool.")
-    first = results[0]
-    for other in results[1:]:
-        for what in ("split", "embedding", "methods", "targets", "sources"):
-            if getattr(other, what) != getattr(first, what):
-                raise UsageError(
-                    f"results of different experiments: {what} is {getattr(first, what)!r} and {getattr(other, what)!r}."
-                )
-        if other.provenance.settings != first.provenance.settings:
-            raise UsageError("results of different experiments: their settings differ.")
-    runs = tuple(r for found in results for r in found.runs)
-    made = first.provenance.model_copy(update={"seed": None})
-    return first.model_copy(update={"runs": runs, "relative": _relative(runs, first.methods), "provenance": made})
-
-
-def error(residuals: np.ndarray, *, seed: int = 0) -> RegressionError:
-    """RMSE with a bootstrap interval over molecules.
-
-    Example:
-        >>> error(np.array([3.0, -3.0])).rmse
-        3.0
-    """
-    squares = np.square(residuals)
-    means = _drawn(len(squares), seed) @ squares / len(squares)
-    low, high = np.sqrt(np.quantile(means, [0.025, 0.975]))
-    return RegressionError(rmse=_rmse(residuals), low=float(low), high=float(high), n=len(squares))
-
-
-def _target(
-    name: str, molecules: Molecules, values: np.ndarray, part: Any, said: Mapping[str, np.ndarray], routes: Mapping[str, float], seed: int
-) -> GateTarget:  # fmt: skip
-    truth = values[part.test]
-    return GateTarget(
-        name=name, train=len(part.train), validation=len(part.validation), truth=tuple(truth.tolist()), routes=routes,
-        molecules=tuple(molecules.smiles[i] for i in part.test),
-        predictions={m: tuple(float(f"{x:.8g}") for x in v) for m, v in said.items()},
-        errors={m: error(v - truth, seed=seed) for m, v in said.items()},
-    )  # fmt: skip
-
-
-def _relative(runs: Sequence[GateRun], methods: Sequence[str]) -> dict[str, dict[str, Relative]]:
-    r"""RMSE over all runs against that of the single task, with the interval of the pairs.
-
-    Residuals of a run and target are divided by the RMSE of that run's single-task network first, so that every run counts alike.
-    """
-    out: dict[str, dict[str, Relative]] = {}
-    for name in (t.name for t in runs[0].targets):
-        found = [r.target(name) for r in runs]
-        place = {s: i for i, s in enumerate(dict.fromkeys(s for t in found for s in t.molecules))}
-        sums = {m: np.zeros(len(place)) for m in methods}
-        for t in found:
-            at = np.array([place[s] for s in t.molecules])
-            own = np.mean(np.square(np.subtract(t.predictions[SINGLE], t.truth))) or 1.0
-            for m in methods:
-                sums[m][at] += np.square(np.subtract(t.predictions[m], t.truth)) / own / len(t.truth)
-        drawn = _drawn(len(place), 0)
-        below = drawn @ sums[SINGLE]
-        out[name] = {}
-        for m in methods:
-            ratios = np.sqrt((drawn @ sums[m]) / np.where(below > 0, below, 1.0))
-            low, high = np.quantile(ratios, [0.025, 0.975])
-            ratio = float(np.sqrt(sums[m].sum() / (sums[SINGLE].sum() or 1.0)))
-            out[name][m] = Relative(ratio=ratio, low=float(low), high=float(high), n=len(place), runs=len(runs))
+def _sizes(g: Ground, labels: int, sizes: Sequence[int | None]) -> list[tuple[int, list[str]]]:
+    """Each further size and the targets that it says something new of: beyond all their labels one size is like another."""
+    every = len(g.molecules)
+    known = np.concatenate([g.split.train, g.split.validation])
+    there = {n: len(labelled(v, known)) for n, v in g.targets.items()}
+    out, taken = [], {n: {min(labels, k)} for n, k in there.items()}
+    for size in sorted({every if s is None else s for s in sizes} - {labels}):
+        new = [n for n, k in there.items() if min(size, k) not in taken[n]]
+        for n in new:
+            taken[n].add(min(size, there[n]))
+        if new:
+            out.append((size, new))
     return out
 
 
-def _drawn(n: int, seed: int) -> np.ndarray:
-    """How often each of n is drawn, in each of the bootstrap's draws: ``[DRAWS, n]``."""
-    return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float32)
-
-
-def _rmse(residuals: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(residuals))))
+def _told(done: Methods, g: Ground, most: int) -> list[GateTarget]:
+    out = []
+    for n, said in done.said.items():
+        part, truth = done.parts[n], g.targets[n][done.parts[n].test]
+        out.append(
+            GateTarget(
+                name=n, train=len(part.train), validation=len(part.validation), most=most, truth=tuple(truth.tolist()),
+                routes=done.routes[n], molecules=tuple(g.molecules.smiles[i] for i in part.test),
+                predictions={m: tuple(float(f"{x:.8g}") for x in v) for m, v in said.items()},
+                errors={m: error(v - truth, seed=g.spec.seed) for m, v in said.items()},
+            )
+        )  # fmt: skip
+    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -109,8 +109,11 @@ def fingerprints(smiles: Sequence[str]) -> Rows:
 def graphs(smiles: Sequence[str]) -> Graphs:
     """Atoms by element, degree, charge, hydrogens, hybridisation, aromaticity and mass; bonds by order, conjugation and ring."""
     require_rdkit("Graphs of molecules")
-    atoms: list[list[float]] = []
-    bonds: list[list[float]] = []
+    # Few kinds of atoms and bonds occur, so each is described once; molecules hold the numbers of their kinds.
+    atom_kinds: dict[tuple, int] = {}
+    bond_kinds: dict[tuple, int] = {}
+    atoms: list[int] = []
+    bonds: list[int] = []
     source: list[int] = []
     goal: list[int] = []
     first_atom, first_bond = [0], [0]
@@ -118,31 +121,42 @@ def graphs(smiles: Sequence[str]) -> Graphs:
         mol = _parsed(text)
         start = len(atoms)
         for a in mol.GetAtoms():
-            number = a.GetAtomicNum()
-            atoms.append([
-                *_one_hot(ELEMENTS.index(number) if number in ELEMENTS else len(ELEMENTS), len(ELEMENTS) + 1),
-                *_one_hot(min(a.GetTotalDegree(), 6), 7), *_one_hot(max(-2, min(2, a.GetFormalCharge())) + 2, 5),
-                *_one_hot(min(a.GetTotalNumHs(), 4), 5), *_one_hot(_HYBRID.get(str(a.GetHybridization()), 5), 6),
-                float(a.GetIsAromatic()), a.GetMass() / 100,
-            ])  # fmt: skip
+            kind = (
+                a.GetAtomicNum(), a.GetTotalDegree(), a.GetFormalCharge(), a.GetTotalNumHs(), a.GetHybridization(), a.GetIsAromatic(),
+                a.GetMass(),
+            )  # fmt: skip
+            atoms.append(atom_kinds.setdefault(kind, len(atom_kinds)))
         for b in mol.GetBonds():
             i, j = start + b.GetBeginAtomIdx(), start + b.GetEndAtomIdx()
-            order = {1.0: 0, 2.0: 1, 3.0: 2, 1.5: 3}.get(b.GetBondTypeAsDouble())
-            row = [*_one_hot(order, 4), float(b.GetIsConjugated()), float(b.IsInRing())]
-            bonds += [row, row]
+            kind = (b.GetBondTypeAsDouble(), b.GetIsConjugated(), b.IsInRing())
+            bonds += [bond_kinds.setdefault(kind, len(bond_kinds))] * 2
             source += [i, j]
             goal += [j, i]
         first_atom.append(len(atoms))
         first_bond.append(len(bonds))
-    whole = (torch.tensor(x, dtype=torch.long) for x in (source, goal, first_atom, first_bond))
-    return Graphs(
-        torch.tensor(atoms, dtype=torch.float32).reshape(-1, ATOM_WIDTH),
-        torch.tensor(bonds, dtype=torch.float32).reshape(-1, BOND_WIDTH),
-        *whole,
+    at_atoms, at_bonds, *whole = (
+        torch.tensor(x, dtype=torch.long) for x in (atoms, bonds, source, goal, first_atom, first_bond)
     )
+    of_atoms = torch.tensor([_atom(*k) for k in atom_kinds], dtype=torch.float32).reshape(-1, ATOM_WIDTH)
+    of_bonds = torch.tensor([_bond(*k) for k in bond_kinds], dtype=torch.float32).reshape(-1, BOND_WIDTH)
+    return Graphs(of_atoms[at_atoms], of_bonds[at_bonds], *whole)
 
 
 _HYBRID = {"S": 0, "SP": 1, "SP2": 2, "SP3": 3, "SP3D": 4}
+
+
+def _atom(
+    number: int, degree: int, charge: int, hydrogens: int, hybrid: Any, aromatic: bool, mass: float
+) -> list[float]:
+    return [
+        *_one_hot(ELEMENTS.index(number) if number in ELEMENTS else len(ELEMENTS), len(ELEMENTS) + 1),
+        *_one_hot(min(degree, 6), 7), *_one_hot(max(-2, min(2, charge)) + 2, 5), *_one_hot(min(hydrogens, 4), 5),
+        *_one_hot(_HYBRID.get(str(hybrid), 5), 6), float(aromatic), mass / 100,
+    ]  # fmt: skip
+
+
+def _bond(order: float, conjugated: bool, in_ring: bool) -> list[float]:
+    return [*_one_hot({1.0: 0, 2.0: 1, 3.0: 2, 1.5: 3}.get(order), 4), float(conjugated), float(in_ring)]
 
 
 def _one_hot(at: int | None, size: int) -> list[float]:

@@ -33,8 +33,10 @@ class Losses:
         displacement: delta.
         perturbations: M, perturbed copies of each molecule for the displacement term.
         radius: of the perturbation, in standard deviations of each entry of the shared embedding.
+        routes: other properties, drawn anew for every update, through which the mapping term of a property goes in pre-training (all if
+            there are no more): the term of all pairs in the mean, without their quadratic cost.
     Raises:
-        UsageError: a factor that is negative or not finite, or fewer than one perturbation.
+        UsageError: a factor that is negative or not finite, or fewer than one perturbation or route.
     """
 
     regression: float = 1.0
@@ -44,30 +46,43 @@ class Losses:
     displacement: float = 0.3
     perturbations: int = 2
     radius: float = 0.1
+    routes: int = 3
 
     def __post_init__(self) -> None:
         for name in (*TERMS, "radius"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UsageError(f"the factor {name} is {value}; expected a number from 0 up.")
-        if self.perturbations < 1:
-            raise UsageError(f"perturbations is {self.perturbations}; expected at least 1.")
+        for name in ("perturbations", "routes"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; expected at least 1.")
 
 
 def regression(predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     r""":math:`l_{reg} = \mathrm{MSE}(y_t, h_t(z_t))` over the labels that are there; 0 without any. [recalled]
 
     Args:
-        predicted: ``[n]``, in standard deviations of the target.
-        labels: ``[n]``, alike; NaN is missing.
+        predicted: ``[n]``, in standard deviations of the target; or ``[k, n]`` for k properties: the mean of theirs.
+        labels: alike; NaN is missing.
     Example:
         >>> regression(torch.tensor([1.0, 5.0]), torch.tensor([3.0, torch.nan])).item()
         4.0
     """
     there = torch.isfinite(labels)
-    if not there.any():
-        return predicted.sum() * 0
-    return (predicted[there] - labels[there]).square().mean()
+    squares = torch.where(there, predicted - torch.where(there, labels, 0.0), 0.0).square()
+    return (squares.sum(-1) / there.sum(-1).clamp(min=1)).mean()
+
+
+def among(values: torch.Tensor) -> torch.Tensor:
+    r"""Mean squared difference over all pairs along the first axis: :math:`\frac{2}{k(k-1)}\sum_{i<j}(v_i - v_j)^2 = 2\,\mathrm{Var}(v)`.
+
+    So consistency and displacement of all pairs of k properties cost what k properties cost, not their square.
+
+    Example:
+        >>> among(torch.tensor([[0.0], [1.0], [3.0]])).item()  # (1 + 9 + 4) / 3
+        4.666666507720947
+    """
+    return 2 * values.var(0).mean()
 
 
 def autoencoding(latent: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
@@ -101,9 +116,9 @@ def displacement(
         >>> displacement(x, moved, x + 7, x + 7 + moved.flip(-1)).item()  # a turn and a shift keep distances
         0.0
     """
-    return (_distance(source, source_near) - _distance(target, target_near)).square().mean()
+    return (distance(source, source_near) - distance(target, target_near)).square().mean()
 
 
-def _distance(pivot: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+def distance(pivot: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     # The root of zero has no derivative; a copy that has not moved at all must not make NaN.
     return ((pivot - near).square().sum(-1) + 1e-12).sqrt()

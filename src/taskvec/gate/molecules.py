@@ -102,6 +102,8 @@ def canonical(smiles: str) -> tuple[str, bool] | None:
         mol = chem.MolFromSmiles(smiles) if smiles else None
         if mol is None or not mol.GetNumHeavyAtoms():
             return None
+        if "." not in smiles:
+            return chem.MolToSmiles(mol), False
         parts = chem.GetMolFrags(mol, asMols=True)
         written = [(-m.GetNumHeavyAtoms(), -MolWt(m), chem.MolToSmiles(m)) for m in parts]
     return min(written)[2], len(parts) > 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,8 +78,9 @@ def pretrain(
 
     Minimises :math:`l_{tot}` (see `Losses`): the supervised and auto-encoding terms as means over properties, the other three as means
     over pairs, of any molecules in the batch (mapping: of those with a label). That the alignment terms are also used here, and
-    weigh as in stage 2, is inferred: the abstract says supervised multi-task pre-training. Pairs cost quadratically in the number
-    of sources.
+    weigh as in stage 2, is inferred: the abstract says supervised multi-task pre-training. Means of squares over all pairs are
+    variances (`losses.among`), and the mapping term goes through `Losses.routes` others drawn for each update: an update is linear
+    in the number of sources.
 
     Args:
         inputs: what the embedding reads.
@@ -109,37 +110,35 @@ def pretrain(
     some = np.any(np.isfinite(np.stack(list(targets.values()))), axis=0)
     noise = torch.Generator().manual_seed(spec.seed + 1)
 
+    own = torch.stack(list(labels.values()))
+    order = torch.Generator().manual_seed(spec.seed + 3)
+    k = len(properties)
+
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
         shared = model.embedding(inputs.take(rows))
         latents = [p.encoder(shared) for p in properties]
-        own = [v[rows] for v in labels.values()]
-        found = {
-            "regression": mean(
-                terms.regression(p.head(z)[:, 0], y) for p, z, y in zip(properties, latents, own, strict=True)
-            )
-        }
+        said = torch.stack([p.head(z)[:, 0] for p, z in zip(properties, latents, strict=True)])
+        found = {"regression": terms.regression(said, own[:, rows])}
         if not _aligned(losses):
             return found
-        frames = [p.transfer(z) for p, z in zip(properties, latents, strict=True)]
+        frames = torch.stack([p.transfer(z) for p, z in zip(properties, latents, strict=True)])
         if losses.autoencoding:
-            restored = (
-                terms.autoencoding(z, p.inverse(f)) for p, z, f in zip(properties, latents, frames, strict=True)
-            )
-            found["autoencoding"] = mean(restored)
-        pairs = [(i, j) for i in range(len(frames)) for j in range(i)]
-        if losses.consistency and pairs:
-            found["consistency"] = mean(terms.consistency(frames[i], frames[j]) for i, j in pairs)
-        if losses.mapping and pairs:
-            found["mapping"] = mean(
-                terms.mapping(p.head(p.inverse(f))[:, 0], y)
-                for i, (p, y) in enumerate(zip(properties, own, strict=True))
-                for j, f in enumerate(frames)
-                if i != j
-            )
-        if losses.displacement and pairs:
+            restored = torch.stack([p.inverse(f) for p, f in zip(properties, frames, strict=True)])
+            found["autoencoding"] = terms.autoencoding(torch.stack(latents), restored)
+        if losses.consistency and k > 1:
+            found["consistency"] = terms.among(frames)
+        if losses.mapping and k > 1:
+            # A turn of all properties by each of a few distances: every route is as likely as any other.
+            turns = torch.randperm(k - 1, generator=order)[: losses.routes] + 1
+            routed = []
+            for i, p in enumerate(properties):
+                through = frames[(i + turns) % k].flatten(0, 1)
+                routed.append(p.head(p.inverse(through))[:, 0])
+            found["mapping"] = terms.mapping(torch.stack(routed), own[:, rows].repeat(1, len(turns)))
+        if losses.displacement and k > 1:
             near = perturbed(shared, losses, noise)
-            moved = [p.transfer(p.encoder(near)) for p in properties]
-            found["displacement"] = mean(terms.displacement(frames[i], moved[i], frames[j], moved[j]) for i, j in pairs)
+            moved = torch.stack([p.transfer(p.encoder(near)) for p in properties])
+            found["displacement"] = terms.among(terms.distance(frames[:, None], moved))
         return found
 
     held = inputs.take(validation)
@@ -220,7 +219,7 @@ def add(
         with torch.no_grad():
             return [s.transfer(s.encoder(points)) for s in sources]
 
-    fixed = frozen(shared)  # where the sources put every molecule: this never changes
+    fixed = torch.stack(frozen(shared))  # where the sources put every molecule: this never changes
 
     def loss(rows: torch.Tensor) -> dict[str, torch.Tensor]:
         x, y = shared[rows], scaled[rows]
@@ -228,7 +227,7 @@ def add(
         if not _aligned(losses):
             return found
         if losses.mapping:
-            found["mapping"] = mean(terms.mapping(new.head(new.inverse(f[rows]))[:, 0], y) for f in fixed)
+            found["mapping"] = terms.mapping(new.head(new.inverse(fixed[:, rows]))[..., 0], y.expand(len(fixed), -1))
         if drawn is not None:
             rows = torch.cat([rows, drawn.next()])
             x = shared[rows]
@@ -237,13 +236,12 @@ def add(
         if losses.autoencoding:
             found["autoencoding"] = terms.autoencoding(latent, new.inverse(frame))
         if losses.consistency:
-            found["consistency"] = mean(terms.consistency(f[rows], frame) for f in fixed)
+            found["consistency"] = terms.consistency(fixed[:, rows], frame.expand(len(fixed), -1, -1))
         if losses.displacement:
             near = perturbed(x, losses, noise)
             moved = new.transfer(new.encoder(near))
-            found["displacement"] = mean(
-                terms.displacement(f[rows], m, frame, moved) for f, m in zip(fixed, frozen(near), strict=True)
-            )
+            theirs = terms.distance(fixed[:, None, rows], torch.stack(frozen(near)))
+            found["displacement"] = (theirs - terms.distance(frame, moved)).square().mean()
         return found
 
     def look() -> float:
@@ -291,7 +289,7 @@ def learn(
 ) -> Ran:
     """Adam on the sum of the terms, each times its factor; the parameters end at the best look."""
     began = time.process_time()
-    optimiser = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
     batches = Shuffled(rows, spec.batch, torch.Generator().manual_seed(spec.seed))
     looks: dict[int, float] = {}
     best, kept, chosen = math.inf, [p.detach().clone() for p in parameters], 0
@@ -356,10 +354,6 @@ def perturbed(shared: torch.Tensor, losses: Losses, generator: torch.Generator) 
 def rmse(predicted: torch.Tensor, labels: torch.Tensor) -> float:
     """Root mean square error where there are labels; 0 without any."""
     return math.sqrt(terms.regression(predicted, labels).item())
-
-
-def mean(values: Iterable[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(values)).mean()
 
 
 def _aligned(losses: Losses) -> bool:

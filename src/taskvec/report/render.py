@@ -160,7 +160,7 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
 
         return fairness_figures(result, key)
     if isinstance(result, GateResult):
-        from .gate import gate_figures
+        from .gate_figures import gate_figures
 
         return gate_figures(result, key)
     if isinstance(result, SteeringResult):

@@ -31,8 +31,8 @@ from .fairness import (
     Group,
     Measure,
 )
+from .gate import CurvePoint, GateResult, GateRun, GateTarget, OwnUnits, Relative
 from .gate import Error as RegressionError
-from .gate import GateResult, GateRun, GateTarget, Relative
 from .generation import Agreement, Continuations, Fluency, Point, ScoredBy, ToxicityResult, ToxicityRow
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .steering import Bound, BoundPoint, Injection, SteeringResult, SteeringRow, Worst
@@ -52,6 +52,7 @@ __all__ = [
     "Comparison",
     "Continuations",
     "Curve",
+    "CurvePoint",
     "DisentanglementResult",
     "Estimate",
     "FairnessCurve",
@@ -70,6 +71,7 @@ __all__ = [
     "LocalityResult",
     "Measure",
     "NegationResult",
+    "OwnUnits",
     "Pair",
     "Point",
     "Provenance",

@@ -22,7 +22,7 @@ class Error(Frozen):
 
 
 class Relative(Frozen):
-    """RMSE divided by that of the single-task network on the same molecules; the 95 % interval is of the pairs (bootstrap over
+    """RMSE divided by that of the single-task network (or what is said to be the reference) on the same molecules; the 95 % interval is of the pairs (bootstrap over
     molecules; a molecule that several runs tested is drawn with all its runs). Below 1 is better."""
 
     ratio: float = Field(ge=0)
@@ -35,15 +35,43 @@ class Relative(Frozen):
         return f"{self.ratio:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+class OwnUnits(Frozen):
+    """Root mean square and mean absolute error over all runs in the target's own units, with 95 % intervals of the bootstrap over
+    molecules; runs count alike, and a molecule that several runs tested is drawn with all its runs."""
+
+    rmse: float = Field(ge=0)
+    rmse_low: float
+    rmse_high: float
+    mae: float = Field(ge=0)
+    mae_low: float
+    mae_high: float
+    n: int = Field(ge=1)  # different molecules
+    runs: int = Field(ge=1)
+
+    def __str__(self) -> str:
+        return f"{self.rmse:.4g} [{self.rmse_low:.4g}, {self.rmse_high:.4g}]"
+
+
+class CurvePoint(Frozen):
+    """One target with so many labels, to train and validate (mean over runs): errors of each method, and relative to the single task
+    that had the same labels."""
+
+    labels: int = Field(ge=1)
+    errors: Mapping[str, OwnUnits]
+    relative: Mapping[str, Relative]
+
+
 class GateTarget(Frozen):
     """One target in one run: how many labels it had, and what each method predicts for the test molecules.
 
-    `routes` holds the RMSE of the added network's predictions by the way through each source's latent.
+    `routes` holds the RMSE of the added network's predictions by the way through each source's latent; `most` how many labels were
+    asked for.
     """
 
     name: str
     train: int
     validation: int
+    most: int = 0
     molecules: tuple[str, ...]
     truth: tuple[float, ...]
     predictions: Mapping[str, tuple[float, ...]]
@@ -60,11 +88,15 @@ class GateTarget(Frozen):
 
 
 class GateRun(Frozen):
-    """One seed and fold: targets, the sources' own test errors, CPU seconds by stage, and what was chosen on validation molecules."""
+    """One seed and fold: targets, the sources' own test errors, CPU seconds by stage, and what was chosen on validation molecules.
+
+    `curve` holds the targets again with other numbers of labels.
+    """
 
     seed: int
     fold: int
     targets: tuple[GateTarget, ...]
+    curve: tuple[GateTarget, ...] = ()
     sources: Mapping[str, Error]
     seconds: Mapping[str, float] = Field(default_factory=dict)
     chosen: Mapping[str, float] = Field(default_factory=dict)
@@ -78,7 +110,9 @@ class GateRun(Frozen):
 class GateResult(BaseResult):
     """Task addition by geometric alignment beside its rivals (arXiv:2409.16645), over one or more runs.
 
-    ``relative[target][method]`` is over all runs. All methods of a target saw the same labels and the same splits.
+    ``relative[target][method]`` is over all runs, and so are ``errors[target][method]``, the learning curves ``curves[target]``,
+    ``against[target][method]``: the error of task addition relative to that of a rival, and ``ablation[target][what]``: the error of an
+    addition without a loss, relative to that with all of them. All methods of a target saw the same labels and the same splits.
     """
 
     kind: Literal["gate"] = "gate"
@@ -86,6 +120,10 @@ class GateResult(BaseResult):
     embedding: str
     methods: tuple[str, ...]
     relative: Mapping[str, Mapping[str, Relative]]
+    errors: Mapping[str, Mapping[str, OwnUnits]] = Field(default_factory=dict)
+    curves: Mapping[str, tuple[CurvePoint, ...]] = Field(default_factory=dict)
+    against: Mapping[str, Mapping[str, Relative]] = Field(default_factory=dict)
+    ablation: Mapping[str, Mapping[str, Relative]] = Field(default_factory=dict)
     runs: tuple[GateRun, ...]
     notes: tuple[str, ...] = ()
 
