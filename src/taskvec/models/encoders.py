@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from ..errors import InputError, KeyMismatch, some
 from ..weights import Checkpoint, TaskVector
@@ -26,7 +26,10 @@ POOLED = ("convnext", "convnextv2", "beit", "swin", "resnet")
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
-class Encoder(NamedTuple):
+P = TypeVar("P", bound=Preprocess | Tokens)
+
+
+class Encoder(NamedTuple, Generic[P]):
     """An encoder of images, or of texts.
 
     Args:
@@ -38,11 +41,11 @@ class Encoder(NamedTuple):
 
     module: torch.nn.Module
     base: Checkpoint
-    prepare: Preprocess | Tokens
+    prepare: P
     text: Callable[[Sequence[str]], torch.Tensor] | None
 
 
-def encoder(path: str | Path) -> Encoder:
+def encoder(path: str | Path) -> Encoder[Preprocess]:
     """The image encoder in a folder: a `small_vit`, a CLIP model, or a vision model of transformers (`FIRST`, `POOLED`).
 
     Raises:
