@@ -135,6 +135,17 @@ def test_people_that_changed_are_refused_and_missing_ones_said(ran, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("old", "young", "said"), [("", "", "nobody is in any group"), ("LoRA", "young", "'LoRA', as something else")]
+)
+def test_groups_that_cannot_be_are_said_before_any_work(ran, tmp_path, old, young, said):
+    _, root, _, _ = ran
+    text = (root / "loans.csv").read_text().replace(",old,", f",{old},").replace(",young,", f",{young},")
+    (tmp_path / "loans.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        plan(load(written(tmp_path)), tmp_path)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("data: loans.csv, label: granted, group: age", "data: adlut", "Did you mean 'adult'"),

@@ -7,6 +7,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra: hf)")
 
+from language_models import tiny_gpt2  # noqa: E402
 from taskvec.errors import InputError, KeyMismatch, MissingExtra, UsageError  # noqa: E402
 from taskvec.models import bind, hub, tensors  # noqa: E402
 from taskvec.weights import Checkpoint  # noqa: E402
@@ -68,6 +69,19 @@ def test_padding_order_and_pieces_do_not_change_features(folder, monkeypatch):
         monkeypatch.setattr(hub, "PIECE", 2)
         torch.testing.assert_close(model(ids), whole)
         torch.testing.assert_close(model(torch.nn.functional.pad(ids, (0, 5))), whole)
+
+
+def test_a_decoder_skips_the_token_that_its_tokenizer_fills_up_with(tmp_path):
+    folder = tiny_gpt2(tmp_path / "decoder")  # its config names no padding
+    own = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    own.pad_token = own.convert_ids_to_tokens(3)
+    own.save_pretrained(folder)
+    assert own.pad_token_id == 3 != own.eos_token_id
+    model, _ = hub.transformer(folder)
+    short, long = (hub.tokenizer(folder, max_tokens=n)(["cat sat", "a dog ran on"]) for n in (24, 40))
+    assert (long[:, -1] == own.pad_token_id).all()
+    with torch.no_grad():
+        torch.testing.assert_close(model(short), model(long))
 
 
 def test_names_are_those_of_the_file_and_the_global_random_state_is_left_alone(folder):

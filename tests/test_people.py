@@ -244,6 +244,8 @@ def test_steer_on_a_table(tmp_path, run_cli):
         (["--group", "age", "--images", "."], "a perceptron takes rows"),
         (["--group", "age", "--drop", "name", "--regime", "tangent", "--lora"], "through the ordinary model"),
         (["--set", "hatexplain"], "the folder of a text encoder"),
+        (["--group", "age", "--seed", "-1"], "-1 is not in the range"),
+        (["--group", "age", "--rival", "LoRA=loans.csv"], "that row is trained here"),
     ],
 )
 def test_what_is_wrong_is_said_before_any_work(tmp_path, monkeypatch, run_cli, options, what):

@@ -214,14 +214,30 @@ def test_a_try_out_and_texts_that_are_not_modelled(study, root, tmp_path):
         ("skills: {texts: [meals]", "skills: {texts: [meal]", r"protocols.skills.texts: no text 'meal'.*Did you mean 'meals'"),
         ("A: phones", "A: phone", r"protocols.analogy: no task 'phone'"),
         ("ratios: [0, 0.5, 1]", "ratios: []", r"protocols.analogy.ratios"),
+        ("texts: [meals]", "texts: [every]", r"texts.every has the files of 'phones'.*train on that task's test texts"),
+        ("cells: {A: phones", "cells: {A: every", r"texts.every has the files of 'phones'"),
         ("ratios: [0, 0.5, 1]", "encoding: x", r"unknown field protocols.analogy.encoding"),
         ("{data: phones.tsv", "{encoding: utf-9, data: phones.tsv", r"texts.phones.encoding: Python knows no encoding 'utf-9'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told(study, old, new, message):
     assert old in STUDY
+    text = STUDY.replace(old, new, 1)
+    if "every" in new:  # the same file, divided by itself
+        text = text.replace("texts:\n", "texts:\n  every: {data: phones.tsv}\n", 1)
     with pytest.raises(UsageError, match=message):
-        study(STUDY.replace(old, new, 1))
+        study(text)
+
+
+def test_an_analogy_of_texts_needs_tasks_of_texts(study):
+    text = (
+        STUDY[: STUDY.index("protocols")]
+        .replace("data: phones, ", "data: mnist, ")
+        .replace("data: meals, ", "data: usps, ")
+    )
+    text = text.replace("{read: BASE, tokens: 12, frozen: 1}", "{width: 16}")
+    with pytest.raises(UsageError, match="A and B are texts, and its tasks are images"):
+        study(text + "protocols:\n  analogy: {cells: {A: phones, B: meals, C: phone mood, D: meal mood}}\n")
 
 
 def test_zero_shot_heads_are_for_images(study):

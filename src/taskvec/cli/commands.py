@@ -68,7 +68,7 @@ shared_flag = click.option(
     "--text", is_flag=True, help="Sentences and the pre-trained MiniLM instead of digits and a small transformer."
 )
 @click.option("--data", type=click.Path(path_type=Path), help="With --text: folder of the sentence files.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier demo.")
 def demo(out: Path | None, text: bool, data: Path | None, seed: int, overwrite: bool) -> None:
     """Train, subtract, edit, measure, report: the whole loop, with no download."""

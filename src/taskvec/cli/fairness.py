@@ -76,7 +76,7 @@ MOST_GROUPS = 100
     show_default=True,
     help="Draws for the intervals of gaps.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the draws.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draws.")
 @click.option(
     "--at-most",
     "limits",

@@ -30,7 +30,7 @@ LEARNING = [
         metavar="TERM=NUMBER",
         help="What a loss weighs: regression, autoencoding, consistency, mapping or displacement; 0 leaves it out. Repeat.",
     ),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
 ]
 SIZES = [
     click.option(

@@ -52,7 +52,7 @@ def _with_models(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--tokens", type=click.IntRange(1), default=64, show_default=True, help="Most tokens of a continuation.")
 @click.option("--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="0: the likeliest token.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=0.9, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="The same for all models.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same for all models.")
 @click.option("--ban", multiple=True, metavar="WORD", help="A word or phrase never to be said; repeat.")
 @click.option("--batch", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--raw", is_flag=True, help="Prompts as they are, also where a tokenizer has a chat template.")
@@ -102,7 +102,7 @@ def chat(
 @click.option("--include-path", type=click.Path(path_type=Path), help="A folder of task files for lm-eval; trust it.")
 @click.option("--limit", type=click.IntRange(1), help="With --lm-eval: samples of each task. With --perplexity: texts.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @json_flag
 def evaluate(
     out: str, against: tuple[str, ...], device: str | None, texts: Path | None, text: str, window: int | None, stride: int | None,

@@ -27,7 +27,9 @@ WAYS = ("supervised", "masked", "self-distilled", "contrastive", "random")
     "--share", type=float, default=0.5, show_default=True, help="Of the training samples; the rest is to fine-tune on."
 )
 @click.option("--split-seed", type=int, default=0, show_default=True, help="Chooses the parts of the data.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses initial weights, batches and views.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses initial weights, batches and views."
+)
 @click.option("--steps", type=click.IntRange(1), help="Updates; each way has its own default.")
 @click.option("--lr", type=float, help="Learning rate after the warm-up.")
 @click.option("--batch", type=click.IntRange(2), help="Samples at a time.")

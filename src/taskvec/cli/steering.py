@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..errors import InputError, UnknownName, UsageError, nearest, plain
+from ..errors import InputError, UnknownName, UsageError, nearest, plain, some
 from .commands import cli, json_flag, overwrite_flag
 from .terminal import note, print_json
 from .training import REGIMES, _regime
@@ -53,7 +53,7 @@ from .training import REGIMES, _regime
 @click.option("--vectors", type=click.Path(path_type=Path), help="Keep the vectors, the head and a perceptron's base in this folder.")  # fmt: skip
 @click.option("--min-n", type=click.IntRange(1), default=30, show_default=True, help="Least members for a group to be compared.")  # fmt: skip
 @click.option("--min-cases", type=click.IntRange(1), default=10, show_default=True, help="Least positives, and negatives, for rates among them.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses splits, batches and draws.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Chooses splits, batches and draws.")
 @overwrite_flag
 @json_flag
 def steer(
@@ -83,6 +83,8 @@ def steer(
         raise UsageError(f"unknown regime {regime!r}; expected one of {', '.join(REGIMES)}.{nearest(regime, REGIMES)}")
     constraint, limit = _limit(at_most)
     paths = _rivals(rivals)
+    if taken := set(paths) & {"balanced", "LoRA"}:
+        raise UsageError(f"--rival {min(taken)}: that row is trained here; call the rival otherwise.")
     for path in [out] if vectors is None else [out, vectors]:
         if path.exists() and not overwrite:
             raise UsageError(f"{plain(path)} exists. Use --overwrite to replace it, or name another.")
@@ -132,9 +134,17 @@ def steer(
     for n, vector in others.items():
         if vector.forward != how.forward.name:
             raise UsageError(f"--rival {n} was trained through the {vector.forward} model, regime {regime!r} is {how.forward.name}. Leave it out.")  # fmt: skip
+        below = [p for p in vector.names if frozen_layers and not setting.select(p) and vector.array(p).any()]
+        below = [p for p in below if not p.startswith("pooler.")]  # which no feature here goes through
+        if below:
+            raise UsageError(f"--rival {n} changes {len(below)} tensors ({some(below)}) that --frozen-layers {frozen_layers} keeps as in the base. Leave --frozen-layers out.")  # fmt: skip
     low_rank = None
     if lora:
-        low_rank = low_rank_rival(setting) if table else confined(_regime("lora", only), setting.select)
+        low_rank = (
+            low_rank_rival(setting, only=(only,) if only else ())
+            if table
+            else confined(_regime("lora", only), setting.select)
+        )
     note(how.said(model))
     spec = training.TrainSpec(lr=lr, batch=batch, seed=seed)
     made = subgroup_vectors(

@@ -82,7 +82,11 @@ def _together(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--limit", type=click.IntRange(1), help="Most training images, or windows of texts.")
 @click.option("--skip-corrupt", is_flag=True, help="Leave out images that cannot be decoded.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Chooses the split, the batches and the coordinates."
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Chooses the split, the batches and the coordinates.",
 )
 @click.option("--device", help="cpu (the default), cuda or cuda:N.")
 @click.option(

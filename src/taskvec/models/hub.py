@@ -50,19 +50,17 @@ def transformer(
         KeyMismatch: the file lacks parameters that the model has, so that they would be random.
     """
     inner, base = loaded(path, "loading a transformer", download=download, revision=revision, label=label)
-    pad = inner.config.pad_token_id
-    if pad is None:
-        pad = _end(fetched(path, download=download, revision=revision))
+    pad = _padding(fetched(path, download=download, revision=revision), inner.config.pad_token_id)
     return _pooled(inner, pad=pad, pool=pool, normalise=normalise), base
 
 
-def _end(folder: Path) -> int:
-    """What fills rows up where a model has no token for it, as decoders have none: the end of a text; else token 0."""
+def _padding(folder: Path, said: int | None) -> int:
+    """The token that `tokenizer` fills rows up with, whatever the config says; of a model alone that of its config, else 0."""
     try:
-        found = opened_tokenizer(folder).eos_token_id
+        found = opened_tokenizer(folder)
     except InputError:  # a model alone: whoever has token ids knows
-        return 0
-    return 0 if found is None else int(found)
+        return said or 0
+    return int(next((t for t in (found.pad_token_id, found.eos_token_id) if t is not None), 0))
 
 
 def loaded(

@@ -58,7 +58,14 @@ def people_facts(study: Study, name: str) -> Facts:
 
 def groups_of(study: Study, name: str, root: Path | None) -> tuple[str, ...]:
     """The groups that have a vector: those that the study names, else those of the people, who are read."""
-    return study.people[name].groups or tuple(_read(people_facts(study, name), root).groups)
+    found = study.people[name].groups or tuple(_read(people_facts(study, name), root).groups)
+    if not found:
+        raise InputError(f"people.{name}: nobody is in any group. Name columns that say who is in which.")
+    if taken := set(found) & {"start", "LoRA", *EVERYBODY}:
+        raise InputError(
+            f"people.{name}: a group is called {min(taken)!r}, as something else in the study is. Rename it in the data."
+        )
+    return found
 
 
 def fairness_label(where: Facts) -> str:

@@ -109,7 +109,7 @@ def _where(said: BaseSpec | GivenSpec) -> Facts:
         return facts
     facts["revision"] = Checkpoint.read(place).fingerprint()
     if place.is_dir():  # how the model is built and images or texts become its inputs
-        beside = sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt") and p.is_file())
+        beside = sorted(p for p in place.iterdir() if p.suffix in (".json", ".txt", ".model") and p.is_file())
         facts["beside"] = hashlib.sha256(b"\0".join(p.name.encode() + p.read_bytes() for p in beside)).hexdigest()[:16]
     return facts
 
@@ -313,6 +313,8 @@ def _toxicity(study: Study, base: str, said: ToxicitySpec, where: Facts, seed: i
         "options": said.model_dump(exclude={"ascent", "window", *said.texts}), "where": where,
         "texts": {role: text_facts(study, name) for role, name in said.texts.items()},
     }  # fmt: skip
+    if said.clean:
+        facts["rows"] = ["contrast vector"]  # results of earlier versions do not have it
     label = f"toxicity of {base}, {regime}, seed {seed}" + (", try-out" if "tryout" in where else "")
     return Cell("toxicity", label, facts, needs)
 

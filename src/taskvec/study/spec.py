@@ -143,6 +143,10 @@ class Study(Strict):
                     )
             if self.protocols.skills and self.protocols.skills.texts:
                 raise ValueError("protocols.skills.texts: its tasks are images, whose models read no texts")
+            if self.domains:
+                raise ValueError(
+                    "protocols.analogy: A and B are texts, and its tasks are images, whose models read no texts"
+                )
             return
         for name in (t for t in self.tasks if t not in read):
             data = self.tasks[name].data or name
@@ -168,6 +172,14 @@ class Study(Strict):
                 raise ValueError(f"protocols.skills.texts: no text {name!r}.{nearest(name, self.texts)}")
             if name in self.tasks:
                 raise ValueError(f"protocols.skills.texts: {name!r} is also a task's name; call one of them otherwise")
+        files = {n: t.data or n for n, t in self.texts.items()}
+        for name in self.modelled:
+            for task, text in read.items():
+                if text != name and files.get(text) == files.get(name):
+                    raise ValueError(
+                        f"texts.{name} has the files of {text!r}, which task {task!r} is made of, but is divided by itself: language modelling would "
+                        f"train on that task's test texts. Name {text!r} instead"
+                    )
 
     def _language_fits(self, said: ToxicitySpec) -> None:
         """Refuse what only image encoders can be asked, and what language models cannot."""
