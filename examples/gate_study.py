@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=200)
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="a learning curve over these and all labels")
     parser.add_argument("--ablate", action="store_true", help="every addition again without each loss")
+    parser.add_argument("--chemprop", metavar="COMMAND", help="of an installed chemprop 2, one more rival")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--pretraining-steps", type=int, default=3000)
     parser.add_argument("--embedding", default="graph")
@@ -91,7 +92,7 @@ def main() -> None:
                 evaluate(
                     molecules, sources=[n for c in SOURCES.values() for n in c.values()], by=by, labels=options.labels,
                     targets=[n for c in TARGETS.values() for n in c.values()], shape=Shape(embedding=options.embedding, width=64),
-                    sizes=[*options.sizes, None] if options.sizes else [], ablate=options.ablate, losses=Losses(perturbations=1, routes=1),
+                    sizes=[*options.sizes, None] if options.sizes else [], ablate=options.ablate, chemprop=options.chemprop, losses=Losses(perturbations=1, routes=1),
                     spec=GateSpec(steps=options.steps, seed=seed), pretraining=GateSpec(steps=options.pretraining_steps, check=100),
                     title=f"Few labels beside many, {by} split",
                     progress=lambda line: print(f"{time.process_time() - began:6.0f} s  {line}", file=sys.stderr),  # noqa: B023

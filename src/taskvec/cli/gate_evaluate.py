@@ -29,6 +29,7 @@ from .terminal import note, print_json
 @click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which of them tests.")
 @click.option("--seeds", default="0", show_default=True, help="One run for each, with commas between.")
 @click.option("--pretraining-steps", type=click.IntRange(1), help="Updates where all labels of the sources are used; else as --steps.")  # fmt: skip
+@click.option("--chemprop", metavar="COMMAND", help="The command of an installed chemprop 2 (of any environment): one more rival.")  # fmt: skip
 @smiles_option
 @click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="The result, *.json, for `taskvec report`.")  # fmt: skip
 @with_options(SIZES)
@@ -38,10 +39,10 @@ from .terminal import note, print_json
 def evaluate(
     data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, sizes: str | None, ablate: bool,
     folds: int, fold: int, seeds: str, smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
-    factors: tuple[str, ...], pretraining_steps: int | None, overwrite: bool, as_json: bool,
+    factors: tuple[str, ...], pretraining_steps: int | None, chemprop: str | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pre-train on the sources, add each target from few labels, and train the rivals on the same: a single-task network, a
-    multi-task network, fine-tuning, a random forest, and task arithmetic on the shared trunk.
+    multi-task network, fine-tuning, a random forest, task arithmetic on the shared trunk, and chemprop, if it is named.
 
     Test molecules of the split train nothing. Errors are root mean squares in the target's own units.
     """
@@ -61,7 +62,7 @@ def evaluate(
     found = pooled([
         compare(
             molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=fold, shape=shape, losses=losses,
-            sizes=[*more, *([None] if "all" in numbers else [])], ablate=ablate,
+            sizes=[*more, *([None] if "all" in numbers else [])], ablate=ablate, chemprop=chemprop,
             spec=spec_of(steps, lr, batch, s), pretraining=spec_of(pretraining_steps or steps, lr, batch, s),
             progress=lambda line, s=s: note(f"seed {s}: {line}"),
         )

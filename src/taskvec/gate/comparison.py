@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import UnknownName, UsageError, nearest, some
 from ..results import GateResult, GateRun, GateTarget, Provenance
 from ..results.gate import GATE, SINGLE
 from .baselines import BASELINES
+from .chemprop import CHEMPROP, find
 from .inputs import Embedding, inputs_for
 from .losses import Losses
 from .model import Shape, predict
@@ -21,7 +23,7 @@ from .rounds import Ground, Methods, add_without_losses, begin, with_labels
 from .scores import error, over_runs
 from .train import GateSpec
 
-CURVE = (GATE, SINGLE, "multi-task", "fine-tuned", "random forest")  # what a learning curve is drawn of
+CURVE = (GATE, SINGLE, "multi-task", "fine-tuned", "random forest", CHEMPROP)  # what a learning curve is drawn of
 
 
 def evaluate(
@@ -40,6 +42,7 @@ def evaluate(
     spec: GateSpec | None = None,
     pretraining: GateSpec | None = None,
     methods: Sequence[str] = BASELINES,
+    chemprop: str | Path | None = None,
     pool: bool = True,
     title: str = "Task addition by geometric alignment",
     progress: Callable[[str], None] | None = None,
@@ -60,12 +63,14 @@ def evaluate(
         pretraining: how to learn where all sources' labels are used (stage 1, the shared trunk, the multi-task network), else as `spec`;
             its seed does not count.
         methods: rivals, of `BASELINES`; the single-task network is always among them.
+        chemprop: the command of an installed chemprop 2, which then is one more rival, with its default network for each target; it
+            may be that of another environment.
         pool: let unlabelled training molecules align the frames too; see `taskvec.gate.add`.
         progress: called with what begins.
     Raises:
         UnknownName: no such property or method.
-        UsageError: a property is both source and target, or there are none.
-        InputError, UsageError: too few labels.
+        UsageError: a property is both source and target, or there are none; chemprop is not there.
+        InputError, UsageError: too few labels; chemprop failed.
     """
     for name in methods:
         if name not in BASELINES:
@@ -76,12 +81,13 @@ def evaluate(
     if any(s is not None and s < 4 for s in sizes):
         raise UsageError(f"a learning curve begins at 4 labels, to train and validate; got sizes {tuple(sizes)}.")
     shape, spec = shape or Shape(), spec or GateSpec()
+    program = None if chemprop is None else find(chemprop)
     embedding: Embedding = shape.embedding
     known, wanted = ({n: molecules.target(n) for n in names} for names in (sources, targets))
     ground = Ground(
         molecules, inputs_for(embedding, molecules.smiles),
         split_molecules(molecules.smiles, by=by, folds=folds, fold=fold, seed=spec.seed), known, wanted, shape, losses or Losses(), spec,
-        replace(pretraining or spec, seed=spec.seed), pool, progress or (lambda _: None),
+        replace(pretraining or spec, seed=spec.seed), pool, progress or (lambda _: None), program,
     )  # fmt: skip
     began = begin(ground, methods)
     main = with_labels(ground, began, wanted, labels, methods)
@@ -92,7 +98,7 @@ def evaluate(
     if ablate:
         add_without_losses(ground, began, main)
 
-    order = [m for m in (GATE, *BASELINES) if m in main.said[targets[0]]]
+    order = [m for m in (GATE, *BASELINES, CHEMPROP) if m in main.said[targets[0]]]
     test = ground.split.test
     rows = {n: labelled(v, test) for n, v in known.items()}
     before, after = (predict(m, ground.inputs.take(test), list(sources)) for m in (began.model, main.model))
@@ -106,6 +112,7 @@ def evaluate(
         "folds": folds, "labels": labels, "pool": pool, "shape": vars(shape), "losses": vars(ground.losses),
         "spec": {k: v for k, v in vars(spec).items() if k != "seed"},
         "pretraining": {k: v for k, v in vars(ground.long).items() if k != "seed"},
+        **({} if program is None else {CHEMPROP: program.version}),
     }  # fmt: skip
     return GateResult(
         title=title, provenance=Provenance.now(seed=spec.seed, settings=settings), split=by, embedding=embedding, methods=tuple(order),

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..results.gate import GATE, SINGLE
 from .baselines import Trunk, fit_trunk, forest, predict_trunk, weight_addition
+from .chemprop import CHEMPROP, Chemprop, predictions
 from .inputs import Inputs, fingerprints
 from .losses import TERMS, Losses
 from .model import Gate, Shape, predict, routed
@@ -33,6 +34,7 @@ class Ground:
     long: GateSpec
     pool: bool
     tell: Callable[[str], None]
+    chemprop: Chemprop | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,10 @@ def with_labels(
         done.seconds[f"{SINGLE} {n}"] = ran.seconds
         if "random forest" in methods:
             done.said[n]["random forest"], done.seconds[f"random forest {n}"] = _forest(g, values, part)
+        if g.chemprop is not None:
+            done.said[n][CHEMPROP], done.seconds[f"{CHEMPROP} {n}"] = predictions(
+                g.chemprop, g.molecules.smiles, values, part, updates=g.spec.steps, seed=g.spec.seed
+            )
     if "multi-task" in methods:
         g.tell(f"{said}: the multi-task network")
         _multi_task(g, targets, done)
