@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from taskvec.study import (  # noqa: E402
 )
 from taskvec.study.cells import Cell, Store, needed, ordered  # noqa: E402
 from taskvec.study.data import part, whole  # noqa: E402
+from taskvec.study.running import CELLS, same_again  # noqa: E402
 from taskvec.study.work import Bench  # noqa: E402
 from taskvec.tasks.images import Preprocess  # noqa: E402
 
@@ -302,27 +303,38 @@ protocols: {negation: {control: bars, coefficients: [0, 1, 2]}}
     assert len(set(found.results)) == 2 == len(read_results(tmp_path / "out"))
 
 
-def test_several_processes_share_the_work(root, tmp_path):
+def test_several_processes_share_the_work(root, tmp_path, monkeypatch, run_cli):
+    """The first process keeps its first cell until another one has finished a cell, however long that takes to start."""
     (tmp_path / "study.yaml").write_text(SMALL, encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "taskvec.cli",
-        "run",
-        "study.yaml",
-        "--root",
-        str(root),
-        "-o",
-        "out",
-        "--jobs",
-        "2",
-    ]
-    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    cells = len(ordered(plan(load(tmp_path / "study.yaml"))))
-    assert 0 < said["computed"] < cells, "the second process did nothing"
-    assert len(said["results"]) == 2
+    out, said = tmp_path / "out", load(tmp_path / "study.yaml")
+    cells = ordered(plan(said))
+    store, begun = Store(out / CELLS), []
+
+    def wait(line: str) -> None:
+        begun.append(line)
+        until = time.monotonic() + 240
+        while len(begun) == 1 and not any(store.done(c) for c in cells):
+            assert time.monotonic() < until, "the second process did nothing"
+            time.sleep(0.05)
+
+    command = ["run", str(tmp_path / "study.yaml"), "--root", str(root), "-o", str(out), "--jobs", "2"]
+    monkeypatch.setattr(sys, "argv", ["taskvec", *command])
+    found = run(said, out, root=root, jobs=2, again=same_again(), tell=wait)
+    assert 0 < found.computed == len(begun) < len(cells) and found.kept == 0
+    assert len(found.results) == 2
+
+    started = []
+
+    class Noted(subprocess.Popen):
+        def __init__(self, what, **how):
+            started.append(what)
+            super().__init__(what, **how)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    code, told, err = run_cli(*command)
+    assert code == 0, err
+    assert started == [[sys.executable, "-m", "taskvec.cli", *command]], "--jobs 2 is this process and one more"
+    assert "2 results" in told and " 0 cells computed here" in told
 
 
 def test_an_estimate_says_what_there_is_to_do(done, root, tmp_path, study):
