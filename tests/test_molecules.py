@@ -56,6 +56,32 @@ def test_cleaning_counts_what_it_does() -> None:
         clean(["C", "CC"], {"y": [1, 1]})
 
 
+def test_two_units_in_one_column_are_seen_on_repeated_molecules(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    energy = rng.normal(-5, 3, len(DRUGS))
+    again = np.arange(12)
+    smiles = DRUGS + [DRUGS[i] for i in again]
+    for second, said in (
+        (4.184 * energy[again], "a factor of 4.184 (kcal and kJ?)"),
+        (energy[again] + 273.15, "a shift of 273.15 (degrees Celsius and kelvin?)"),
+        (energy[again] + rng.normal(0, 1, 12), None),
+        (np.r_[4.184 * energy[again[:4]], energy[again[4:]]], None),  # four pairs may be chance
+    ):
+        made = clean(smiles, {"y": [*energy, *second]})
+        assert made.counts.units.get("y") == said
+        assert any("two units in one column" in line for line in made.counts.said()) == (said is not None)
+        if said:
+            assert np.isnan(made.target("y")[again]).all() and made.counts.conflicting["y"] == 12
+            assert np.isfinite(made.target("y")[12:]).all()
+    few = clean(DRUGS[:20], {"y": 27.2114 * energy[:20]})
+    with pytest.raises(
+        UsageError, match=r"20 molecules of both its labels differ by a factor of 27.2114 \(hartree and eV"
+    ):
+        together([clean(DRUGS, {"y": energy}), few])
+    with pytest.raises(UsageError, match="20 molecules of both its labels agree for 20"):
+        together([clean(DRUGS, {"y": energy}), clean(DRUGS[:20], {"y": energy[:20]})])
+
+
 def test_tables_say_where_they_are_wrong(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_text("name,SMILES,y,z\nx,CCO,1,2\nx,CC,n/a,3\n")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError, UnknownName, UsageError, missing_extra, nearest, plain, some
 from .tables import header_of, read_table
+from .units import mismatch
 
 TOLERANCE = 0.5  # standard deviations of a target that two labels of one molecule may lie apart
 
@@ -27,7 +28,8 @@ def require_rdkit(purpose: str) -> Any:
 @dataclass(frozen=True)
 class Counts:
     """What cleaning found. Molecules: `rows` read, `invalid` left out, `salts` cut to their largest fragment, `duplicates` folded into
-    another row. By target: labels that were missing, labels dropped because they conflict, and targets left out as constant."""
+    another row. By target: labels that were missing, labels dropped because they conflict, targets left out as constant, and what two `units`
+    seem mixed in one column."""
 
     rows: int = 0
     invalid: int = 0
@@ -36,6 +38,7 @@ class Counts:
     missing: Mapping[str, int] = field(default_factory=dict)
     conflicting: Mapping[str, int] = field(default_factory=dict)
     constant: tuple[str, ...] = ()
+    units: Mapping[str, str] = field(default_factory=dict)
     examples: tuple[str, ...] = ()  # the first invalid ones, as written
 
     def said(self) -> list[str]:
@@ -54,6 +57,10 @@ class Counts:
                 lines.append(
                     f"{name!r}: {n} molecules have labels more than {TOLERANCE:g} standard deviations apart; dropped"
                 )
+        for name, said in self.units.items():
+            lines.append(
+                f"{name!r}: most repeated molecules have labels that differ by {said}: two units in one column? Those labels are dropped"
+            )
         if self.constant:
             lines.append(f"constant, left out: {some(self.constant, 8)}")
         for name, n in self.missing.items():
@@ -135,12 +142,15 @@ def read_molecules(
         raise InputError(f"{plain(path)}: {error}") from error
 
 
-def clean(smiles: Sequence[str], targets: Mapping[str, Sequence[float]], *, tolerance: float = TOLERANCE) -> Molecules:
+def clean(
+    smiles: Sequence[str], targets: Mapping[str, Sequence[float] | np.ndarray], *, tolerance: float = TOLERANCE
+) -> Molecules:
     """Different, valid molecules with one label for each target.
 
     Rows whose canonical SMILES agree are one molecule. Its label is the mean of theirs if they lie within `tolerance` standard
-    deviations of the target; further apart the label is dropped, since nobody can say which is right. A target whose labels are all
-    equal is left out, as there is nothing to learn.
+    deviations of the target; further apart the label is dropped, since nobody can say which is right. So are labels of repeated
+    molecules that differ by what two units differ by, where most of them do. A target whose labels are all equal is left out, as
+    there is nothing to learn.
 
     Args:
         smiles: as written.
@@ -160,21 +170,22 @@ def clean(smiles: Sequence[str], targets: Mapping[str, Sequence[float]], *, tole
     if not rows:
         raise InputError(f"no valid SMILES in {len(smiles)} rows: {some(invalid)}. Is it the right column?")
     kept: dict[str, np.ndarray] = {}
-    missing, conflicting, constant = {}, {}, []
+    missing, conflicting, constant, units = {}, {}, [], {}
     for name, values in targets.items():
         column = np.asarray(values, np.float64)
         present = column[np.isfinite(column)]
         wide = tolerance * float(np.std(present)) if len(present) else 0.0
-        labels = np.full(len(rows), np.nan)
-        dropped = 0
+        labels, least, most = (np.full(len(rows), np.nan) for _ in range(3))
         for k, at in enumerate(rows.values()):
             own = column[at][np.isfinite(column[at])]
-            if not len(own):
-                continue
-            if np.ptp(own) > wide:
-                dropped += 1
-            else:
-                labels[k] = own.mean()
+            if len(own):
+                labels[k], least[k], most[k] = own.mean(), own.min(), own.max()
+        conflict = most - least > wide
+        if (mixed := mismatch(least, most)) is not None:
+            units[name] = mixed.said
+            conflict |= mixed.pairs
+        labels[conflict] = np.nan
+        dropped = int(conflict.sum())
         usable = labels[np.isfinite(labels)]
         if not len(usable) or np.ptp(usable) == 0:
             constant.append(name)
@@ -184,7 +195,7 @@ def clean(smiles: Sequence[str], targets: Mapping[str, Sequence[float]], *, tole
     if not kept:
         raise InputError(f"no target varies: {some(constant)} have one value for all molecules, or none.")
     counts = Counts(
-        len(smiles), len(invalid), salts, len(smiles) - len(invalid) - len(rows), missing, conflicting, tuple(constant),
+        len(smiles), len(invalid), salts, len(smiles) - len(invalid) - len(rows), missing, conflicting, tuple(constant), units,
         tuple(invalid[:3]),
     )  # fmt: skip
     return Molecules(tuple(rows), kept, counts)
@@ -198,7 +209,9 @@ def together(sets: Sequence[Molecules]) -> Molecules:
     """
     names = [n for s in sets for n in s.targets]
     if twice := sorted({n for n in names if names.count(n) > 1}):
-        raise UsageError(f"several files have the target {some(twice)}. Name its columns apart.")
+        raise UsageError(
+            f"several files have the target {some(twice)}{_compared(sets, twice[0])}. Name its columns apart."
+        )
     place = {s: i for i, s in enumerate(dict.fromkeys(x for found in sets for x in found.smiles))}
     targets, missing = {}, {}
     for found in sets:
@@ -214,9 +227,22 @@ def together(sets: Sequence[Molecules]) -> Molecules:
         rows=sum(c.rows for c in every), invalid=sum(c.invalid for c in every), salts=sum(c.salts for c in every),
         duplicates=sum(c.duplicates for c in every) + shared, missing=missing,
         conflicting={n: k for c in every for n, k in c.conflicting.items()},
-        constant=tuple(n for c in every for n in c.constant), examples=tuple(x for c in every for x in c.examples)[:3],
+        constant=tuple(n for c in every for n in c.constant), units={n: u for c in every for n, u in c.units.items()},
+        examples=tuple(x for c in every for x in c.examples)[:3],
     )  # fmt: skip
     return Molecules(tuple(place), targets, counts)
+
+
+def _compared(sets: Sequence[Molecules], name: str) -> str:
+    """How the labels of one target in the first two sets that have it go together, on the molecules of both."""
+    first, second = [dict(zip(s.smiles, s.targets[name], strict=True)) for s in sets if name in s.targets][:2]
+    both = [s for s in first if s in second]
+    if not both:
+        return ""
+    a, b = (np.array([found[s] for s in both]) for found in (first, second))
+    mixed = mismatch(a, b)
+    said = f"differ by {mixed.said}" if mixed else f"agree for {int(np.isclose(a, b, rtol=0.01).sum())}"
+    return f" (on the {len(both)} molecules of both its labels {said})"
 
 
 # ---- splits ---------------------------------------------------------------------------------------------------------
