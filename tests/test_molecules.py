@@ -319,6 +319,37 @@ def test_learning_curves_and_ablation(
     assert page.count("<svg") == 5 and "Additions without a loss" in page and "by the number of labels" in page
 
 
+def test_every_fold_tests_once(table: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: eval)")
+    common = [
+        "gate",
+        "evaluate",
+        table,
+        "--source",
+        "size",
+        "--target",
+        "mixed",
+        "--labels",
+        20,
+        "--steps",
+        2,
+        "--width",
+        8,
+    ]
+    common += ["--folds", 3, "-o", tmp_path / "r.json", "--fold"]
+    for wrong in ("3", "-1", "x", "", "1,1"):
+        code, _, err = run_cli(*common, wrong)
+        assert code == 2 and "--fold" in err and not (tmp_path / "r.json").exists()
+    code, _, err = run_cli(*common, "all")
+    assert code == 0 and "seed 0, fold 2: pre-training" in err, err
+    found = read_result(tmp_path / "r.json")
+    assert isinstance(found, GateResult) and [r.fold for r in found.runs] == [0, 1, 2]
+    tested = [m for r in found.runs for m in r.target("mixed").molecules]
+    labels = read_molecules(table, targets=["mixed"])
+    assert len(tested) == len(set(tested)) == np.isfinite(labels.target("mixed")).sum()
+    assert found.errors["mixed"]["single task"].n == len(tested)
+
+
 def test_real_molecules_are_read() -> None:
     path = SHARED / "moleculenet" / "FreeSolv_SAMPL.csv.gz"
     if not path.exists():

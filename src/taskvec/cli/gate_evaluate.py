@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from .terminal import note, print_json
     "--ablate", is_flag=True, help="Add every target again without each loss, and with the supervised one alone."
 )
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True)
-@click.option("--fold", type=click.IntRange(0), default=0, show_default=True, help="Which of them tests.")
-@click.option("--seeds", default="0", show_default=True, help="One run for each, with commas between.")
+@click.option("--fold", default="0", show_default=True, metavar="K,K,...", help="Which of them tests: numbers from 0, a run for each, or `all`.")  # fmt: skip
+@click.option("--seeds", default="0", show_default=True, help="One run for each (and each fold), with commas between.")
 @click.option("--pretraining-steps", type=click.IntRange(1), help="Updates where all labels of the sources are used; else as --steps.")  # fmt: skip
 @click.option("--chemprop", metavar="COMMAND", help="The command of an installed chemprop 2 (of any environment): one more rival.")  # fmt: skip
 @smiles_option
@@ -38,7 +39,7 @@ from .terminal import note, print_json
 @json_flag
 def evaluate(
     data: tuple[Path, ...], sources: tuple[str, ...], targets: tuple[str, ...], by: Any, labels: int, sizes: str | None, ablate: bool,
-    folds: int, fold: int, seeds: str, smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
+    folds: int, fold: str, seeds: str, smiles: str | None, out: Path, embedding: str, width: int, latent: int, depth: int, steps: int, lr: float, batch: int,
     factors: tuple[str, ...], pretraining_steps: int | None, chemprop: str | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Pre-train on the sources, add each target from few labels, and train the rivals on the same: a single-task network, a
@@ -50,6 +51,9 @@ def evaluate(
     chosen = _whole_numbers("--seeds", seeds, "0,1,2")
     if not chosen or min(chosen) < 0:
         raise UsageError(f"--seeds {seeds!r}: expected at least one whole number from 0 up.")
+    held = list(range(folds)) if fold == "all" else _whole_numbers("--fold", fold, "0,1,2 or all")
+    if not held or not 0 <= min(held) <= max(held) < folds:
+        raise UsageError(f"--fold {fold!r}: expected whole numbers from 0 to {folds - 1} (--folds {folds}), or all.")
     numbers = [s.strip() for s in sizes.split(",")] if sizes is not None else []
     more = _whole_numbers("--sizes", ",".join(n for n in numbers if n != "all"), "25,50,100,all")
     losses, shape = losses_of(factors), shape_of(embedding, width, latent, depth)
@@ -61,12 +65,12 @@ def evaluate(
     tell_counts(molecules)
     found = pooled([
         compare(
-            molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=fold, shape=shape, losses=losses,
+            molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=k, shape=shape, losses=losses,
             sizes=[*more, *([None] if "all" in numbers else [])], ablate=ablate, chemprop=chemprop,
             spec=spec_of(steps, lr, batch, s), pretraining=spec_of(pretraining_steps or steps, lr, batch, s),
-            progress=lambda line, s=s: note(f"seed {s}: {line}"),
+            progress=lambda line, s=s, k=k: note(f"seed {s}, fold {k}: {line}" if len(held) > 1 else f"seed {s}: {line}"),
         )
-        for s in chosen
+        for s, k in itertools.product(chosen, held)
     ])  # fmt: skip
     found.write(out)
     if as_json:
