@@ -24,12 +24,14 @@ def heat(
     key: str,
     across: str = "",
     down: str = "",
+    digits: int = 2,
 ) -> str:
     """Cells in orange, or in blue where the strength is negative; no colour at 0, full colour at 1 and -1. No number is an empty cell.
 
     Args:
         strength: of a value.
         across, down: what columns and rows are.
+        digits: of the numbers in the cells.
     """
     large = max(len(rows), len(columns))
     numbered = large <= NUMBERED
@@ -53,7 +55,7 @@ def heat(
             axes.add_patch(PathPatch(Path.make_compound_path(*shapes), **style))
         for i, line in enumerate(values if numbered else ()):
             for j, v in enumerate(line):
-                text = f"{v:.2f}" if v is not None and v == v else "n/a"
+                text = f"{v:.{digits}f}" if v is not None and v == v else "n/a"
                 axes.text(j, i, text, ha="center", va="center", fontsize=font)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from ..results import GateInspection, Relative
@@ -70,18 +71,21 @@ def inspection_sentences(result: GateInspection) -> Iterator[str]:
         )
         kept = sum(r.low <= 1 for _, _, r in ways)
         yield f"Not shown to be worse than the direct way: {kept} of {len(ways)}."
-        rank = _ranked([(s, r.ratio) for _, s, r in ways])
+        rank = _ranked([(t, s, r.ratio) for t, s, r in ways])
     else:
         disagree = _off(result)
         yield (
             f"Without labels: predictions through another latent differ from the direct ones by {_mean([v for _, _, v in disagree]):.3f} "
             "standard deviations of the label, on the mean over ways."
         )
-        rank = _ranked([(s, v) for _, s, v in disagree])
-    if len(rank) > 1:
-        unit = "times the direct error" if ways else "standard deviations"
+        rank = _ranked(disagree)
+    if len(result.names) > 2 and len(rank) > 1:
+        what = "error" if ways else "disagreement"
         (first, best), (last, worst) = rank[0], rank[-1]
-        yield f"The others are read best through {first} ({best:.3f} {unit} on the mean), worst through {last} ({worst:.3f})."
+        yield (
+            f"The others are read best through {first} (on the mean over them {best:.3f} times the {what} that each has over all other "
+            f"latents), worst through {last} ({worst:.3f})."
+        )
 
 
 def inspection_tables(result: GateInspection, *, whole: int = WHOLE) -> Iterator[Table]:
@@ -98,7 +102,10 @@ def inspection_tables(result: GateInspection, *, whole: int = WHOLE) -> Iterator
             yield _ends(caption, ("one", "other"), found)
     caption = "Transfer: error of a property (row) through the latent of another (column), relative to its direct way"
     if len(names) <= whole and result.transfer:
-        rows = [(Cell(clean(t)), *(_ratio(line[s]) for s in result.names)) for t, line in result.transfer.items()]
+        rows = [
+            (Cell(clean(t), (f"n\u00a0{line[t].n}",)), *(_ratio(line[s]) for s in result.names))
+            for t, line in result.transfer.items()
+        ]
         yield Table(caption, ("", *names), tuple(rows))
     elif result.transfer:
         found = [((t, s), r.ratio, _ratio(r)) for t, s, r in _ways(result)]
@@ -125,10 +132,14 @@ def _properties(result: GateInspection) -> Table:
             cells.append(Cell(NONE))
         rows.append(tuple(cells))
     heads = (
-        "property", f"effective dimension of the latent (of {result.latent})", f"in the frame (of {result.frame})",
-        "auto-encoding error", "spread in the frame", *(("RMSE of the direct way",) if errors else ()),
+        "property", f"latent, effective of {result.latent}", f"frame, of {result.frame}",
+        "auto-encoding error", "spread", *(("direct RMSE",) if errors else ()),
     )  # fmt: skip
-    return Table(f"Latent spaces, on {count(result.molecules, 'molecule')}", heads, tuple(rows))
+    return Table(
+        f"Latent spaces, on {count(result.molecules, 'molecule')}: effective dimensions, what the way to the frame and back loses, variance there",
+        heads,
+        tuple(rows),
+    )
 
 
 def _ends(caption: str, heads: tuple[str, str], found: Sequence[tuple[tuple[str, str], float, Cell]]) -> Table:
@@ -161,10 +172,16 @@ def _off(result: GateInspection) -> list[tuple[str, str, float]]:
     return [(names[i], names[j], v) for i, line in lines for j, v in enumerate(line) if i != j]
 
 
-def _ranked(found: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+def _ranked(found: Sequence[tuple[str, str, float]]) -> list[tuple[str, float]]:
+    """Latents by how well the others are read through them: each way over the mean of the property's ways, since one that is hard to
+    read anywhere is no fault of a latent, and is missing in its own column."""
+    rows: dict[str, list[float]] = {}
+    for t, _, v in found:
+        rows.setdefault(t, []).append(v)
     by: dict[str, list[float]] = {}
-    for name, v in found:
-        by.setdefault(name, []).append(v)
+    for t, s, v in found:
+        if typical := _mean(rows[t]):
+            by.setdefault(s, []).append(v / typical)
     return sorted(((n, _mean(v)) for n, v in by.items()), key=lambda x: x[1])
 
 
@@ -185,7 +202,7 @@ def _number(value: float | None, digits: int = 3) -> Cell:
 
 
 def _ratio(r: Relative) -> Cell:
-    return Cell(f"{r.ratio:.3f}", (f"[{r.low:.3f},\u00a0{r.high:.3f}]", f"n\u00a0{r.n}"))
+    return Cell(f"{r.ratio:.3f}", (f"[{r.low:.3f},\u00a0{r.high:.3f}]",))
 
 
 def inspection_figures(result: GateInspection, key: str) -> list[tuple[str, str]]:
@@ -199,15 +216,14 @@ def inspection_figures(result: GateInspection, key: str) -> list[tuple[str, str]
         shown = ranked if len(ranked) <= 60 else ranked[:SHOWN] + ranked[-SHOWN:]
         return ", ".join(f"{a} {between} {b} {v:.3f}" for a, b, v in shown) or "no numbers"
 
-    def one(v: float) -> float:
-        return v
-
     drawn = []
     for what, matrix in (("Alignment", result.alignment), ("Displacement", result.displacement)):
         said = f"{what} error: {told(list(_pairs(result, matrix)), 'and')}."
         meaning = "two different molecules" if what == "Alignment" else "a frame that stands still"
-        caption = f"{what} error between properties in the common frame: white is 0, full orange 1 ({meaning}) or more."
-        drawn.append((heat(matrix, names, names, strength=one, alt=said, key=f"{key}{what[0].lower()}"), caption))
+        caption = f"{what} error between properties in the common frame: white is 0, full orange 1 ({meaning}) or more; the colour follows the root, which is a distance."
+        drawn.append(
+            (heat(matrix, names, names, strength=math.sqrt, alt=said, key=f"{key}{what[0].lower()}", digits=3), caption)
+        )
     across, down = "through the latent of", "prediction of"
     if result.transfer:
         values = [[line[s].ratio for s in names] for line in result.transfer.values()]
@@ -222,5 +238,5 @@ def inspection_figures(result: GateInspection, key: str) -> list[tuple[str, str]
         drawn.append((svg, caption))
     said = f"Disagreement: {told(_off(result), 'through')}."
     caption = "Difference between that way and the direct prediction, in standard deviations of the label: white is 0, full orange 1 or more."
-    svg = heat(result.disagreement, names, names, strength=one, alt=said, key=f"{key}x", across=across, down=down)
+    svg = heat(result.disagreement, names, names, strength=float, alt=said, key=f"{key}x", across=across, down=down)
     return [*drawn, (svg, caption)]
