@@ -31,7 +31,7 @@ def inspect(
 
     With a CSV file DATA of molecules: the effective dimension of each latent, how well the properties agree on the common frame,
     and how well each is read through the latent of every other (which columns of labels are for). Take molecules that the network
-    has not learnt from: the others flatter it.
+    has not learnt from: those flatter it.
     """
     if data is None:
         given = [o for o, v in (("--smiles", smiles), ("--column", columns), ("-o", out)) if v]

@@ -42,7 +42,8 @@ def inspect(
     - transfer :math:`\mathrm{RMSE}(h_t(T_t^{-1}(z'_s))) / \mathrm{RMSE}(h_t(z_t))` on the molecules with labels of t, with the 95 %
       interval of the pairs; for all t the disagreement of the two predictions.
 
-    These measures are ours. Molecules that the network has learnt from flatter it: inspect with others. The time goes into the
+    These measures are ours. Molecules that the network has learnt from flatter its errors, most of all the direct ones: inspect with
+    others. The time goes into the
     :math:`k^2` ways between k properties, each a small pass over the frame; molecules pass embedding and encoders once.
 
     Args:

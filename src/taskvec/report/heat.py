@@ -9,7 +9,7 @@ from .figures import STAND_IN, svg
 from .words import clean
 
 NUMBERED = 16  # rows or columns up to which the numbers are written into the cells
-LEVELS = 20  # of strength: cells of one level are one shape, so that a hundred properties make no page of megabytes
+LEVELS = 40  # of strength: cells of one level are one shape, so that a hundred properties make no page of megabytes
 
 Value = float | None
 
@@ -40,8 +40,8 @@ def heat(
     levels: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for i, line in enumerate(values):
         for j, v in enumerate(line):
-            if v is not None and v == v and (size := max(-1.0, min(1.0, strength(v)))):
-                level = max(1, round(LEVELS * abs(size)))
+            size = 0.0 if v is None or v != v else max(-1.0, min(1.0, strength(v)))
+            if level := round(LEVELS * abs(size)):
                 levels.setdefault(("cold" if size > 0 else "hot", level), []).append((i, j))
 
     def draw(figure: Any) -> None:

@@ -13,8 +13,8 @@ from .words import NONE, clean, count
 WHOLE = 12  # properties up to which matrices are shown whole
 SHOWN = 5  # best and worst pairs of larger ones
 FLATTERY = (
-    "Molecules that the network has learnt from flatter all these numbers; errors of properties on molecules that it has not seen "
-    "are larger."
+    "Molecules that the network has learnt from flatter errors and alignment, and distort the transfer: the direct way profits most, so "
+    "that a ratio to it can even be too large. Take others."
 )
 
 
