@@ -21,7 +21,7 @@ from ..errors import TaskvecError
 from . import editing, examining, hub, reporting  # noqa: F401  (they add their commands, in the order in which --help lists them)
 
 # isort: split
-from . import fairness, gate, gate_evaluate, language, pretraining, steering, study, toxicity, training  # noqa: F401  (they add their commands)
+from . import fairness, gate, gate_evaluate, gate_inspect, language, pretraining, steering, study, toxicity, training  # noqa: F401  (they add their commands)
 from .commands import cli
 from .terminal import note, print_json, say_error
 

@@ -72,6 +72,7 @@ def gate() -> None:
     taskvec gate add sources/ few.csv --target solubility -o more/
     taskvec gate predict more/ new.csv -o predicted.csv
     taskvec gate join more/ elsewhere/ -o both/
+    taskvec gate inspect both/ held-out.csv -o inspection.json
     """
 
 
@@ -249,28 +250,6 @@ def predict(
         return
     replace_text(out, text.getvalue(), what="the predictions")
     note(f"{plain(out)}: {len(rows)} rows, {len(values)} properties")
-
-
-@gate.command(short_help="What a network knows, from its files alone.")
-@click.argument("model", type=click.Path(path_type=Path))
-@json_flag
-def inspect(model: Path, as_json: bool) -> None:
-    """Sizes, properties with their scales, and how each was learnt. Reads no weights."""
-    from ..gate.files import facts_of
-
-    facts = facts_of(model)
-    if as_json:
-        print_json("gate inspect", {"model": str(model), **facts.model_dump(mode="json")})
-        return
-    print(", ".join(f"{n} {v}" for n, v in facts.shape.items()))
-    for p in facts.properties:
-        kind = "source" if p.name in facts.sources else "added "
-        print(f"{kind}  {plain(p.name)}  (mean {p.mean:.4g}, standard deviation {p.std:.4g})")
-    for name, said in facts.learned.items():
-        if isinstance(said, dict) and "validation" in said:
-            print(
-                f"{plain(name)}: {said.get('molecules')} molecules, validation RMSE {said['validation']} standard deviations"
-            )
 
 
 def free(out: Path, overwrite: bool) -> None:

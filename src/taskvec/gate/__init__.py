@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .comparison import evaluate
     from .files import load, save
     from .inputs import Graphs, Rows, fingerprints, graphs, inputs_for
+    from .inspection import inspect
     from .losses import Losses
     from .model import Gate, Shape, predict, routed
     from .molecules import Molecules, Split, clean, few, gather, holdout, read_molecules, split, together
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "BASELINES": "baselines", "evaluate": "comparison", "pooled": "scores", "load": "files", "save": "files", "Graphs": "inputs",
-    "Rows": "inputs", "fingerprints": "inputs", "graphs": "inputs", "inputs_for": "inputs", "Losses": "losses", "Gate": "model",
+    "Rows": "inputs", "fingerprints": "inputs", "graphs": "inputs", "inputs_for": "inputs", "inspect": "inspection", "Losses": "losses", "Gate": "model",
     "Shape": "model", "predict": "model", "routed": "model", "Molecules": "molecules", "Split": "molecules", "clean": "molecules",
     "few": "molecules", "gather": "molecules", "holdout": "molecules", "read_molecules": "molecules", "split": "molecules", "together": "molecules", "GateSpec": "train",
     "Learned": "train", "add": "train", "pretrain": "train",
@@ -26,7 +27,7 @@ _NAMES = {
 
 __all__ = [
     "BASELINES", "Gate", "GateSpec", "Graphs", "Learned", "Losses", "Molecules", "Rows", "Shape", "Split", "add", "clean", "evaluate",
-    "few", "fingerprints", "gather", "graphs", "holdout", "inputs_for", "load", "pooled", "predict", "pretrain", "read_molecules", "routed", "save", "split",
+    "few", "fingerprints", "gather", "graphs", "holdout", "inputs_for", "inspect", "load", "pooled", "predict", "pretrain", "read_molecules", "routed", "save", "split",
     "together",
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -81,15 +82,35 @@ def relative(found: Sequence[GateTarget], methods: Sequence[str], *, to: str = S
     """
     scales = [float(np.mean(np.square(np.subtract(t.predictions[to], t.truth)))) or 1.0 for t in found]
     sums = _summed(found, [*methods, to], scales)
-    drawn = _drawn(len(sums.shares), 0)
-    below = drawn @ sums.squares[to]
-    out = {}
-    for m in methods:
-        ratios = np.sqrt((drawn @ sums.squares[m]) / np.where(below > 0, below, 1.0))
-        low, high = np.quantile(ratios, [0.025, 0.975])
-        ratio = float(np.sqrt(sums.squares[m].sum() / (sums.squares[to].sum() or 1.0)))
-        out[m] = Relative(ratio=ratio, low=float(low), high=float(high), n=len(sums.shares), runs=len(found))
-    return out
+    return dict(
+        zip(methods, paired([sums.squares[m] for m in methods], sums.squares[to], runs=len(found)), strict=True)
+    )
+
+
+def paired(squares: Sequence[np.ndarray], below: np.ndarray, *, runs: int = 1) -> list[Relative]:
+    """Root of the sum of each of `squares` over that of `below`, with the interval of the pairs: a molecule is drawn with all its squares.
+
+    Args:
+        squares: for each method ``[n]``, one number a molecule.
+        below: ``[n]``, of the reference.
+    Example:
+        >>> below = np.array([1.0, 4.0, 9.0])
+        >>> str(paired([4 * below], below)[0])
+        '2.000 [2.000, 2.000]'
+    """
+    drawn = _drawn(len(below), 0)
+    more = (
+        np.array(squares).reshape(-1, len(below)).T - below[:, None]
+    )  # by the difference: equal errors give 1, to the bit
+    total, under = below.sum(), (drawn @ below)[:, None]
+    ratios = np.sqrt(np.maximum(under + drawn @ more, 0) / np.where(under > 0, under, 1.0))
+    low, high = np.quantile(ratios, [0.025, 0.975], axis=0)
+    whole = np.sqrt(np.maximum(total + more.sum(0), 0) / (total or 1.0))
+    made = {"n": len(below), "runs": runs}
+    return [
+        Relative(ratio=r, low=a, high=b, **made)
+        for r, a, b in zip(*(x.tolist() for x in (whole, low, high)), strict=True)
+    ]
 
 
 def own_units(found: Sequence[GateTarget], methods: Sequence[str]) -> dict[str, OwnUnits]:
@@ -148,6 +169,9 @@ def _summed(found: Sequence[GateTarget], methods: Sequence[str], scales: Sequenc
     return _Sums(shares, squares, absolutes)
 
 
+@lru_cache(maxsize=1)  # the targets of one table have, as a rule, as many labels each
 def _drawn(n: int, seed: int) -> np.ndarray:
     """How often each of n is drawn, in each of the bootstrap's draws: ``[DRAWS, n]``."""
-    return np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float32)
+    drawn = np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float32)
+    drawn.flags.writeable = False
+    return drawn

@@ -17,6 +17,8 @@ from .losses import TERMS, Losses
 from .model import Gate, Property, Shape, embed, embedding_of, seeded
 from .molecules import labelled
 
+COLLAPSED = 1e-4  # variance in the frame, mean over axes, below which all molecules are at one point
+
 
 @dataclass(frozen=True)
 class GateSpec:
@@ -367,6 +369,6 @@ def _learned(model: Gate, ran: Ran, shared: torch.Tensor, names: Sequence[str]) 
     notes = tuple(
         f"{plain(n)}: all molecules are nearly at one point of the frame (variance {v:.1e}); raise the auto-encoding or mapping factor"
         for n, v in spread.items()
-        if v < 1e-4
+        if v < COLLAPSED
     )
     return Learned(model, ran.step, ran.looks, ran.terms, spread, ran.seconds, notes)

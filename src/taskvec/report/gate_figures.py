@@ -8,6 +8,7 @@ from ..results import GateResult
 from ..results.gate import GATE, SINGLE
 from .drawn import worst_molecules
 from .figures import SERIES, STAND_IN, literal, svg
+from .heat import heat
 from .words import clean
 
 POINTS = 300  # of a parity plot
@@ -160,25 +161,8 @@ def _routes(result: GateResult, key: str) -> str:
             ]
             value[t, s] = sum(ratios) / len(ratios) if ratios else float("nan")
 
-    def draw(figure: Any) -> None:
-        from matplotlib.patches import Rectangle
-
-        axes = figure.add_subplot()
-        for i, t in enumerate(targets):
-            for j, s in enumerate(sources):
-                v = value[t, s]
-                strength = min(1.0, max(0.0, v - 1)) if v == v else 0.0
-                axes.add_patch(
-                    Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=STAND_IN["cold"], alpha=strength, linewidth=0)
-                )
-                axes.text(j, i, f"{v:.2f}" if v == v else "n/a", ha="center", va="center", fontsize=8)
-        axes.set_xlim(-0.5, len(sources) - 0.5)
-        axes.set_ylim(len(targets) - 0.5, -0.5)
-        turned: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        axes.set_xticks(range(len(sources)), [clean(s, 20) for s in sources], parse_math=False, **turned)
-        axes.set_yticks(range(len(targets)), [clean(t, 20) for t in targets], parse_math=False)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-
     said = ", ".join(f"{clean(t)} through {clean(s)} {v:.2f}" for (t, s), v in value.items())
-    return svg(draw, (1.8 + 0.55 * len(sources), 1.2 + 0.4 * len(targets)), f"Relative error by route: {said}.", key)
+    return heat(
+        [[value[t, s] for s in sources] for t in targets], targets, sources, strength=lambda v: max(0.0, v - 1),
+        alt=f"Relative error by route: {said}.", key=key,
+    )  # fmt: skip

@@ -17,6 +17,7 @@ from ..results import (
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
+    GateInspection,
     GateResult,
     GeometryResult,
     LocalityResult,
@@ -163,6 +164,10 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         from .gate_figures import gate_figures
 
         return gate_figures(result, key)
+    if isinstance(result, GateInspection):
+        from .inspection import inspection_figures
+
+        return inspection_figures(result, key)
     if isinstance(result, SteeringResult):
         from .steering import steering_figures
 

@@ -11,6 +11,7 @@ from ..results import (
     DisentanglementResult,
     FairnessResult,
     FewShotResult,
+    GateInspection,
     GateResult,
     GeometryResult,
     LocalityResult,
@@ -66,6 +67,10 @@ def section(result: Any) -> Section:
             from .gate import gate_section
 
             return gate_section(result)
+        case GateInspection():
+            from .inspection import inspection_section
+
+            return inspection_section(result)
     raise UsageError(
         f"cannot report on a {type(result).__name__}: expected a result of a protocol. Read files with taskvec.results.read_result(s) first."
     )

@@ -34,6 +34,7 @@ from .fairness import (
 from .gate import CurvePoint, GateResult, GateRun, GateTarget, OwnUnits, Relative
 from .gate import Error as RegressionError
 from .generation import Agreement, Continuations, Fluency, Point, ScoredBy, ToxicityResult, ToxicityRow
+from .inspection import GateInspection, Place
 from .parts import SCHEMA_VERSION, Z95, Curve, Provenance, Row, Score, Share
 from .steering import Bound, BoundPoint, Injection, SteeringResult, SteeringRow, Worst
 from .weights import DisentanglementResult, GeometryResult, LocalityResult, Pair, Step
@@ -62,6 +63,7 @@ __all__ = [
     "Fluency",
     "Gap",
     "GapName",
+    "GateInspection",
     "GateResult",
     "GateRun",
     "GateTarget",
@@ -73,6 +75,7 @@ __all__ = [
     "NegationResult",
     "OwnUnits",
     "Pair",
+    "Place",
     "Point",
     "Provenance",
     "RegressionError",
@@ -107,7 +110,8 @@ Result = Annotated[
     | SteeringResult
     | ToxicityResult
     | SkillsResult
-    | GateResult,
+    | GateResult
+    | GateInspection,
     Field(discriminator="kind"),
 ]
 LOG = logging.getLogger("taskvec")
