@@ -43,8 +43,8 @@ def inspect(
       interval of the pairs; for all t the disagreement of the two predictions.
 
     These measures are ours. Molecules that the network has learnt from flatter its errors, most of all the direct ones: inspect with
-    others. The time goes into the
-    :math:`k^2` ways between k properties, each a small pass over the frame; molecules pass embedding and encoders once.
+    others. The time goes into the :math:`k^2` ways between k properties, each a small pass over the frame; molecules pass embedding and
+    encoders once.
 
     Args:
         model: with two properties or more.
