@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..results import GateResult, OwnUnits, Relative
 from ..results.gate import GATE, SINGLE
-from .story import Section
+from .section import Section
 from .tables import Cell, Table
 from .words import NONE, WITHIN, clean, count
 
