@@ -547,7 +547,7 @@ GOOD = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, par
         (GOOD.replace("parameters", "paramaters"), UnknownName, "Did you mean 'parameters'"),
         (GOOD + "dytpe: float32\n", UnknownName, "Did you mean 'dtype'"),
         (GOOD.replace("base_model: base\n", ""), UsageError, "needs `base_model`"),
-        (GOOD.replace("model: a", "model: aa"), InputError, "names the model 'aa'"),
+        (GOOD.replace("model: a", "model: aa"), InputError, "config.yml names the model 'aa'"),
         (GOOD.replace("{weight: 0.5}", "{}"), UsageError, "needs the parameter 'weight' for a"),
         (GOOD.replace("0.5", "[0.5, x]"), UsageError, "models[0].weight"),
         (GOOD.replace("[{model: a, parameters: {weight: 0.5}}]", "[]"), UsageError, "exactly one of models"),

@@ -42,7 +42,7 @@ def translate(path: str | Path) -> Translation:
     """
     path = Path(path)
     configs = _in_order(read_configs(path), path)
-    names = Names(path.parent)
+    names = Names(path)
     notes: list[str] = []
     text, beside = "", {}
     for config in configs:
