@@ -126,6 +126,17 @@ def test_a_study_gives_a_result_that_reports_tell(ran):
     assert not any(w in told for w in BAD)  # what was written is in no report
 
 
+def test_perplexities_of_any_size_can_be_read(ran):
+    _, out, _ = ran
+    (result,) = read_results(out)
+    rows = [
+        r.model_copy(update={"fluency": r.fluency.model_copy(update={"token": 98765.4, "word": 84512345.6})})
+        for r in result.rows
+    ]
+    told = report.markdown([result.model_copy(update={"rows": rows})], every=True)
+    assert "98,765.40" in told and "98,765<br>" in told and "8.451e+07" in told and "9.877e+04" not in told
+
+
 def test_the_page_has_figures_and_no_text(ran, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: report)")
     pytest.importorskip("jinja2", reason="jinja2 is not installed (extra: report)")
