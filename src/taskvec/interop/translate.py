@@ -12,8 +12,9 @@ from ..errors import TaskvecError, UsageError, collecting, raise_all, some
 from ..recipe import Recipe, parse
 from ..weights import Checkpoint
 from .document import Document
-from .mergekit import Config, read_configs
+from .mergekit import Config
 from .models import Names
+from .reading import read_configs
 from .tokenizers import align, template_files
 
 
