@@ -543,6 +543,8 @@ GOOD = "merge_method: task_arithmetic\nbase_model: base\nmodels: [{model: a, par
     ("text", "kind", "said"),
     [
         (GOOD.replace("task_arithmetic", "task_arithmetics"), UnknownName, "Did you mean 'task_arithmetic'"),
+        (GOOD.replace("task_arithmetic", "[ties]"), UnknownName, "unknown merge_method ['ties']"),
+        (GOOD + "name: 3\n", UsageError, "`name` must be a text, got 3"),
         (GOOD.replace("weight", "wieght"), UnknownName, "Did you mean 'weight'"),
         (GOOD.replace("parameters", "paramaters"), UnknownName, "Did you mean 'parameters'"),
         (GOOD + "dytpe: float32\n", UnknownName, "Did you mean 'dtype'"),

@@ -43,11 +43,11 @@ class _Reader:
 
     Args:
         said: what errors call the document.
-        method: the merge's, as it is written.
+        method: the merge's; empty if there is none of that name.
     """
 
     said: str
-    method: Any
+    method: str
     mistakes: list[TaskvecError] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class _Reader:
         for name, value in given.items():
             if name not in PARAMETERS:
                 self.wrong(f"{where} has the unknown parameter {name!r}.{nearest(name, PARAMETERS)}", UnknownName)
-            elif self.method in METHODS and not any(name in part for part in METHODS[self.method]):
+            elif self.method and not any(name in part for part in METHODS[self.method]):
                 text = f"{name} has no effect" + ("" if name == "int8_mask" else f" with {self.method}")
                 self.notes.append(f"{text} and is ignored.")
             problem = "" if name == "variant" and value in ("paper", "mergekit") else _malformed(value)
@@ -151,15 +151,16 @@ class _Reader:
 
 
 def _config(table: Mapping[str, Any], said: str) -> Config:
-    method = table.get("merge_method")
+    called = table.get("merge_method")
+    method = called if isinstance(called, str) and called in METHODS else ""
     reader = _Reader(said, method)
     for key in table:
         if key not in KEYS:
             hint = nearest(key, KEYS)
             reader.wrong(f"unknown key {key!r}; a mergekit config has {', '.join(KEYS)}.{hint}", UnknownName)
-    if not isinstance(method, str) or method not in METHODS:
-        hint = nearest(str(method), METHODS)
-        reader.wrong(f"unknown merge_method {method!r}; there are {', '.join(METHODS)}.{hint}", UnknownName)
+    if not method:
+        hint = nearest(str(called), METHODS)
+        reader.wrong(f"unknown merge_method {called!r}; there are {', '.join(METHODS)}.{hint}", UnknownName)
     modules: dict[str, tuple[tuple[Slice, ...], Settings]] = {}
     slices: tuple[Slice, ...] = ()
     if table.get("modules"):
@@ -171,7 +172,7 @@ def _config(table: Mapping[str, Any], said: str) -> Config:
     shared = reader.settings(table.get("parameters"), "parameters")
     base = reader.text("base_model", table.get("base_model"))
     every = [s for held in (slices, *(held for held, _ in modules.values())) for s in held]
-    if method in METHODS and method not in WITHOUT_BASE and base is None and not all(s.base for s in every):
+    if method and method not in WITHOUT_BASE and base is None and not all(s.base for s in every):
         reader.wrong(f"{method} needs `base_model`.")
     dtype, out = (reader.text(k, table.get(k)) for k in ("dtype", "out_dtype"))
     if dtype not in (None, "float32"):
@@ -180,9 +181,10 @@ def _config(table: Mapping[str, Any], said: str) -> Config:
         read_tokenizer(table, reader.wrong),
         check_template(table.get("chat_template"), reader.wrong),
     )
+    name = reader.text("name", table.get("name"))
     raise_all(reader.mistakes)
-    name, notes = reader.text("name", table.get("name")), tuple(dict.fromkeys(reader.notes))
-    whole = Config(str(method), slices, base, shared, out or dtype, tokenizer, name, notes, template)
+    notes = tuple(dict.fromkeys(reader.notes))
+    whole = Config(method, slices, base, shared, out or dtype, tokenizer, name, notes, template)
     parts = {n: replace(whole, slices=held, own=own) for n, (held, own) in modules.items()}
     if len(parts) == 1:  # all of a model that has but one
         return next(iter(parts.values()))
