@@ -114,6 +114,14 @@ def beside(what: str, before: Score, row: Row, found: str) -> str:
     return f"{start}. {name[0].upper()}{name[1:]} is {found}, beyond the intervals."
 
 
+def for_comparison(other: Row, score: Score, after: Score, row: Row) -> str:
+    """What another tuned row reaches, beside the edited model's score `after`."""
+    return (
+        f"For comparison, {the_model(other)}{at_coefficient(other)} reaches {percent(score.value)} {interval(score)}: "
+        f"{set_against(compare(score, after), row)}."
+    )
+
+
 def set_against(found: str, row: Row) -> str:
     """What was found of another model, said of it beside the edited one."""
     return found if found == WITHIN else f"{found} than {the_model(row)}"
