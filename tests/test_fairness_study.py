@@ -22,6 +22,7 @@ from taskvec.protocols import steering  # noqa: E402
 from taskvec.report.overview import overview  # noqa: E402
 from taskvec.results import read_results  # noqa: E402
 from taskvec.study import estimate, load, plan, run, tried  # noqa: E402
+from taskvec.study.cells import Store, ordered  # noqa: E402
 from taskvec.tasks.group_rows import read_grouped_rows  # noqa: E402
 from taskvec.training import TrainSpec  # noqa: E402
 from taskvec.training.people import low_rank_rival, prepared, row_setting  # noqa: E402
@@ -99,6 +100,29 @@ def test_it_measures_what_the_library_does(ran):
     found = read_results(out)[1]
     assert found.rows == wanted.rows and found.injections == wanted.injections
     assert found.provenance.settings["training"] == {"epochs": 2.0, "most": None, "lr": 0.01, "batch": 16}
+
+
+def test_steps_and_autocast_of_fit_count(ran, tmp_path):
+    _, root, out, _ = ran
+    one = STUDY.replace("[0, 1]\npeople", "[0]\npeople")
+    fitted = one.replace("protocols:", "fit: {steps: 3, autocast: bfloat16}\nprotocols:")
+
+    def vectors(text):
+        return [c for c in ordered(plan(load(written(tmp_path, text)), root)) if c.kind == "subgroup"]
+
+    assert run(load(written(tmp_path, fitted)), tmp_path / "out", root=root).computed == 7
+    (result,) = read_results(tmp_path / "out")
+    trained = result.provenance.settings["training"]
+    assert trained["most"] == 3 and trained["autocast"] == "bfloat16"
+    short, full = Store(tmp_path / "out" / "cells"), Store(out / "cells")
+    assert [short.outcome(c)["steps"] for c in vectors(fitted)] == [3] * 5
+    for few, many in zip(vectors(fitted), vectors(one), strict=True):  # the first loss: of one batch, in two formats
+        losses = short.outcome(few)["loss"][0], full.outcome(many)["loss"][0]
+        assert losses[0] != losses[1] and abs(losses[0] - losses[1]) < 0.05
+
+    own = fitted.replace("[standard]", "{tangent: {steps: 4}}").replace(", lora: {rank: 2}", "")  # tangents are float32
+    assert {(c.facts["most"], "autocast" in c.facts) for c in vectors(own)} == {(4, False)}
+    assert {c.facts["most"] for c in vectors(own.replace("epochs: 2", "epochs: 2, steps: 5"))} == {5}
 
 
 def test_the_overview_has_mean_and_spread_of_every_model(ran, tmp_path):
@@ -184,7 +208,8 @@ def test_groups_and_classes_that_are_not_there(ran, tmp_path):
 def test_a_try_out_is_small_and_marked(ran, tmp_path, run_cli):
     study, root, _, _ = ran
     small = tried(study, steps=2, limit=8)
-    assert small.people["loans"].steps == 2 and small.people["loans"].most == 40 and small.bases["small"].steps == 2
+    assert small.fit.steps == 2 and small.people["loans"].most == 40 and small.bases["small"].steps == 2
+    assert {c.facts["most"] for c in ordered(plan(small, root)) if c.kind == "subgroup"} == {2}
     path = written(tmp_path)
     code, said, error = run_cli(
         "run", path, "--root", root, "-o", tmp_path / "out", "--steps", 2, "--limit", 8, "--json"

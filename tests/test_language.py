@@ -522,6 +522,14 @@ class TestCommands:
         code, said, _ = run_cli("chat", edited / "model.safetensors", *chat[2:], "--json")
         assert json.loads(said)["continuations"]["model"] == answers["edited"]
 
+    def test_a_perplexity_by_word_of_any_size_can_be_read(self, folder, tmp_path, run_cli):
+        (tmp_path / "odd.txt").write_text("catdogcatdogcatdogcatdog dogcatdogcatdogcatdogcat\n" * 3)
+        command = ["eval", folder, "--perplexity", tmp_path / "odd.txt"]
+        word = json.loads(run_cli(*command, "--json")[1])["perplexity"]["tiny-gpt2"]["word"]
+        code, said, err = run_cli(*command)
+        assert code == 0, err
+        assert word > 1e6 and f" {word:.4g} " in said and f"{word:.2f}" not in said
+
     def test_what_does_not_go_together(self, folder, corpus, tmp_path, run_cli):
         out = ("-o", tmp_path / "v.safetensors")
         assert run_cli("fit", folder, corpus, "--language", "--head", "probe", *out)[0] == 2

@@ -242,6 +242,18 @@ def test_mistakes_in_definitions(here, run_cli):
     assert "'other1'" in err and "gone does not exist" in err and "refers to itself: z -> z" in err
 
 
+def test_an_input_that_is_missing_is_named_with_the_recipe_it_stands_in(here, run_cli):
+    (here / "r.yaml").write_text("recipe: 1\nlet:\n  base: {read: base}\n  gone: {read: bsae}\noutput: base + gone\n")
+    code, _, err = run_cli("edit", here / "r.yaml", "-o", here / "o")
+    assert code == 3 and err.startswith(f"error: {here / 'r.yaml'}: let.gone: {here / 'bsae'} does not exist.")
+    code, _, err = run_cli("edit", here / "r.yaml", "--let", "gone=nope", "-o", here / "o")  # which stands in no file
+    assert code == 3 and err.strip() == "error: nope does not exist."
+    (here / "damaged.safetensors").write_bytes(b"no header")
+    (here / "r.yaml").write_text((here / "r.yaml").read_text().replace("bsae", "damaged.safetensors"))
+    code, _, err = run_cli("edit", here / "r.yaml", "-o", here / "o")
+    assert code == 3 and "damaged.safetensors" in err and "let.gone" not in err  # its own name is enough
+
+
 def test_mistakes_of_a_recipe_file(here, run_cli):
     (here / "r.yaml").write_text("recipe: 2\nlet:\n  my-x: {raed: a}\n  y: {read: a, sha: 1}\noutptu: y\ndtype: 3\n")
     code, _, err = run_cli("explain", here / "r.yaml")

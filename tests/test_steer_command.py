@@ -115,3 +115,24 @@ def test_groups_by_terms_as_json(place, tmp_path, run_cli):
 def test_what_is_wrong_is_said_before_any_work(place, tmp_path, run_cli, options, what):
     code, _, said = run_cli("steer", place / "tiny", place / "posts.csv", "-o", tmp_path / "s.json", *options)
     assert code in (2, 3) and what in said and not (tmp_path / "s.json").exists()
+
+
+def test_a_rival_below_the_frozen_layers_is_refused(place, tmp_path, run_cli):
+    from safetensors.numpy import load_file, save_file
+
+    def rival(*names):
+        weights = load_file(place / "tiny" / "model.safetensors")
+        save_file(weights | {n: weights[n] + 0.01 for n in names}, tmp_path / "r.safetensors")
+        return run_cli(
+            "steer", place / "tiny", place / "posts.csv", "--group", "who", "--rival", f"theirs={tmp_path / 'r.safetensors'}",
+            "--frozen-layers", "1", "-o", tmp_path / "s.json", *BRIEF,
+        )  # fmt: skip
+
+    low, high = "encoder.layer.0.output.dense.weight", "encoder.layer.1.output.dense.weight"
+    code, _, said = rival(low, high, "embeddings.word_embeddings.weight")
+    assert code == 2 and not (tmp_path / "s.json").exists()
+    assert "--rival theirs changes 2 tensors" in said and low in said and high not in said
+    assert "Leave --frozen-layers out" in said
+    code, _, said = rival(high, "pooler.dense.weight")  # no feature here goes through the pooler
+    assert code == 0, said
+    assert read_result(tmp_path / "s.json").row("theirs").audit

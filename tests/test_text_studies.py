@@ -192,6 +192,21 @@ def test_changed_texts_are_refused(done, root, tmp_path, study):
         run(wider, out, root=other, only=["analogy"])
 
 
+def test_a_head_over_the_vocabulary_of_other_texts_is_refused(done, root, tmp_path, study):
+    _said, out, *_ = done
+    later = study(
+        STUDY.replace("lr: 1.0e-3, copies", "lr: 2.0e-3, copies")
+    )  # other vectors, through the head that is there
+    (words,) = [c for c in ordered(plan(later)) if c.kind == "words"]
+    assert Store(out / "cells").done(words)
+    shutil.copytree(root, tmp_path / "texts")
+    shutil.copytree(out, tmp_path / "out")
+    meals = (root / "meals.lines").read_text()
+    (tmp_path / "texts" / "meals.lines").write_text(meals.replace("soup", "menu", 1))
+    with pytest.raises(InputError, match="texts meals are not what the head over the vocabulary of tiny was made from"):
+        run(later, tmp_path / "out", root=tmp_path / "texts", only=["skills on tiny, standard"])
+
+
 def test_a_try_out_and_texts_that_are_not_modelled(study, root, tmp_path):
     text = STUDY[: STUDY.index("  negation")].replace("[standard, tangent, post-hoc]", "[lora]")
     said = study(text.replace(", frozen: 1", ""))

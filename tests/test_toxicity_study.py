@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from taskvec import report  # noqa: E402
 from taskvec.errors import InputError, UsageError  # noqa: E402
 from taskvec.results import read_results  # noqa: E402
 from taskvec.study import estimate, load, plan, run, tried  # noqa: E402
+from taskvec.study.cells import Store  # noqa: E402
 
 torch.set_num_threads(1)
 PAPER = Path(__file__).parents[1] / "studies" / "paper" / "toxicity.yaml"
@@ -123,6 +126,17 @@ def test_a_study_gives_a_result_that_reports_tell(ran):
     assert not any(w in told for w in BAD)  # what was written is in no report
 
 
+def test_perplexities_of_any_size_can_be_read(ran):
+    _, out, _ = ran
+    (result,) = read_results(out)
+    rows = [
+        r.model_copy(update={"fluency": r.fluency.model_copy(update={"token": 98765.4, "word": 84512345.6})})
+        for r in result.rows
+    ]
+    told = report.markdown([result.model_copy(update={"rows": rows})], every=True)
+    assert "98,765.40" in told and "98,765<br>" in told and "8.451e+07" in told and "9.877e+04" not in told
+
+
 def test_the_page_has_figures_and_no_text(ran, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra: report)")
     pytest.importorskip("jinja2", reason="jinja2 is not installed (extra: report)")
@@ -145,6 +159,27 @@ def test_it_goes_on_where_it_was_and_texts_that_changed_are_refused(ran, root, t
     with pytest.raises(InputError, match="texts bad are not what"):
         run(other, out, root=changed)
     assert run(other, out, root=root).computed == 1  # vectors are shared
+
+
+def test_a_cell_without_a_row_that_results_have_now_is_computed_again(ran, root, tmp_path):
+    study, out, _ = ran
+    shutil.copytree(out, tmp_path / "out")
+    (cell,) = plan(study)
+    assert cell.facts["rows"] == ["contrast vector"]
+    # As an earlier version kept it: without the row, under the key of the facts that it knew.
+    before = replace(cell, facts={n: v for n, v in cell.facts.items() if n != "rows"})
+    store = Store(tmp_path / "out" / "cells")
+    store.place(cell).rename(store.place(before))
+    told = store.place(before) / "result.json"
+    said = json.loads(told.read_text())
+    said["rows"] = [r for r in said["rows"] if r["name"] != "contrast vector"]
+    told.write_text(json.dumps(said))
+    assert run(study, tmp_path / "out", root=root).computed == 1
+    (result,) = read_results(tmp_path / "out" / "results")
+    assert result.row("contrast vector").overall.prompts > 0
+    # Without clean texts there is no such row: cells of before stay.
+    alone = load_changed(tmp_path, root, "    clean: good\n", "", "    banned: 2\n", "")
+    assert all("rows" not in c.facts for c in plan(alone))
 
 
 def load_changed(place: Path, root: Path, *swaps: str):

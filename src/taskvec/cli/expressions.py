@@ -63,7 +63,8 @@ def recipe_of(
     beside, account = (dict(translation.beside), str(translation)) if translation else ({}, None)
     if translation and tokenizer:
         raise UsageError(f"--tokenizer: {edit} is a mergekit config; say it there (tokenizer_source).")
-    whole = replace(recipe, read={**recipe.read, **read}, tokenizer=tokenizer or recipe.tokenizer)
+    stands = {n: where for n, where in recipe.stands.items() if n not in read}
+    whole = replace(recipe, read={**recipe.read, **read}, tokenizer=tokenizer or recipe.tokenizer, stands=stands)
     return whole, beside, account
 
 

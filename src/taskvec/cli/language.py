@@ -164,6 +164,7 @@ def _perplexities(
     models: Mapping[str, Any], texts: Sequence[str], *, window: int | None, stride: int | None, batch: int, as_json: bool
 ) -> None:  # fmt: skip
     from ..models.language import perplexity
+    from ..report.words import legible
 
     found = {
         n: perplexity(model, texts, weights=weights, window=window, stride=stride, batch=batch)
@@ -186,8 +187,8 @@ def _perplexities(
         r = ratios.get(name)
         beside = "" if r is None else f"{r[0]:.4f} [{r[1]:.4f}, {r[2]:.4f}]"
         shown = [
-            f"{p.token:.2f} [{p.low:.2f}, {p.high:.2f}]",
-            f"{p.word:.2f}",
+            "{} [{}, {}]".format(*(legible(v, ".2f") for v in (p.token, p.low, p.high))),
+            legible(p.word, ".2f"),
             f"{p.bits_per_byte:.4f}",
             f"{p.tokens:,}",
         ]

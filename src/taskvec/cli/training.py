@@ -215,9 +215,11 @@ def fit(
         facts["ascent"] = True
     perplexity = ""
     if language:
+        from ..report.words import legible
+
         losses = [training.validation_loss(model, start, v, task, forward=made.forward) for v in (None, made.vector)]
         facts["perplexity"] = {"base": _exp(losses[0]), "fine-tuned": _exp(losses[1])}
-        perplexity = f"validation perplexity {_exp(losses[0]):.4g} -> {_exp(losses[1]):.4g}; "
+        perplexity = f"validation perplexity {legible(_exp(losses[0]))} -> {legible(_exp(losses[1]))}; "
     if as_json:
         print_json("fit", facts)
         return

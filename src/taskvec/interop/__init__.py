@@ -2,8 +2,9 @@
 
 from .adapters import Written, adapter, write_adapter
 from .evaluation import add_results
-from .mergekit import Config, read_configs, recognises
+from .mergekit import Config
 from .push import Push, push
+from .reading import read_configs, recognises
 from .translate import Translation, translate
 
 __all__ = [

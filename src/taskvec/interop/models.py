@@ -38,9 +38,9 @@ def module_of(name: str, modules: Container[str]) -> str | None:
 
 @dataclass
 class Names:
-    """The models of a config by the names they get in the recipe."""
+    """The models of a config, the file they are named in, by the names they get in the recipe."""
 
-    folder: Path
+    config: Path
     read: dict[str, Path] = field(default_factory=dict)
     define: dict[str, str] = field(default_factory=dict)
     values: dict[str, Checkpoint | TaskVector] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Names:
         """The name of a model that a config mentions: a folder, or ``folder+adapter``."""
         if model not in self.said:
             plain, plus, adapter = model.partition("+")
-            if plus and not exists(self.folder / model):
+            if plus and not exists(self.config.parent / model):
                 base, low = self.of(plain), self._open(adapter, TaskVector)
                 self.said[model] = self.give(f"{base}_{low}", f"{base} + {low}")
             else:
@@ -76,12 +76,13 @@ class Names:
         return self.said[model]
 
     def _open(self, model: str, kind: type) -> str:
-        places = [Path(model)] if is_address(model) else [self.folder / model, Path(model)]
+        folder = self.config.parent
+        places = [Path(model)] if is_address(model) else [folder / model, Path(model)]
         place = next((p for p in places if readable(p)), None)
         if place is None:
-            near = nearest(Path(model).name, [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else [])
+            near = nearest(Path(model).name, [p.name for p in folder.iterdir()] if folder.is_dir() else [])
             raise InputError(
-                f"the config names the model {model!r}, and there is no such folder beside the config or here.{near} "
+                f"{self.config} names the model {model!r}, and there is no such folder beside the config or here.{near} "
                 f"Models of the hub are fetched only where the config says so: hf://{model}."
             )
         name = self.new(parse_address(model).name if is_address(model) else Path(model).name or model)

@@ -12,8 +12,9 @@ from ..errors import TaskvecError, UsageError, collecting, raise_all, some
 from ..recipe import Recipe, parse
 from ..weights import Checkpoint
 from .document import Document
-from .mergekit import Config, read_configs
+from .mergekit import Config
 from .models import Names
+from .reading import read_configs
 from .tokenizers import align, template_files
 
 
@@ -42,7 +43,7 @@ def translate(path: str | Path) -> Translation:
     """
     path = Path(path)
     configs = _in_order(read_configs(path), path)
-    names = Names(path.parent)
+    names = Names(path)
     notes: list[str] = []
     text, beside = "", {}
     for config in configs:

@@ -38,7 +38,10 @@ UNION, BY_NUMBER = "union", "none"  # what `tokenizer` can be beside an input
 
 @dataclass(frozen=True)
 class Recipe:
-    """Inputs by name (a path, or an expression over other names) and the output expression."""
+    """Inputs by name (a path, or an expression over other names) and the output expression.
+
+    `stands` says where in which file an input is named, for errors.
+    """
 
     output: str
     read: Mapping[str, Path] = field(default_factory=dict)
@@ -46,6 +49,7 @@ class Recipe:
     dtype: str | None = None
     sha256: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str | None = None
+    stands: Mapping[str, str] = field(default_factory=dict)
 
     def unused(self) -> list[str]:
         """Inputs that neither the output nor a definition mentions."""
@@ -65,7 +69,7 @@ class Recipe:
         for name, expected in self.sha256.items():
             with collecting(mistakes):
                 _check_hash(name, self.read[name], expected)
-        names = _Names(self.read, self.define, mistakes, self._aligned_to(), fetch=fetch)
+        names = _Names(self.read, self.define, mistakes, self._aligned_to(), self.stands, fetch=fetch)
         value = parse_into(self.output, names, mistakes)
         for name in self.read if mistakes else ():  # a mistyped name may hide one that the next run would trip over
             names.get(name)
@@ -136,7 +140,7 @@ def load(path: str | Path) -> Recipe:
         if "sha256" in value:
             hashes[name] = str(value["sha256"])
     raise_all(mistakes)
-    return Recipe(str(output), read, define, dtype, hashes, tokenizer)
+    return Recipe(str(output), read, define, dtype, hashes, tokenizer, {n: f"{path}: let.{n}" for n in read})
 
 
 def check_name(name: Any) -> str:
@@ -156,9 +160,9 @@ class _Names(Mapping[str, "Value | Broken"]):
 
     def __init__(
         self, read: Mapping[str, Path], define: Mapping[str, str], mistakes: list[TaskvecError],
-        aligned_to: tuple[str, list[str]] | None = None, *, fetch: bool = True,
+        aligned_to: tuple[str, list[str]] | None = None, stands: Mapping[str, str] | None = None, *, fetch: bool = True,
     ):  # fmt: skip
-        self._aligned_to, self._fetch = aligned_to, fetch
+        self._aligned_to, self._stands, self._fetch = aligned_to, stands or {}, fetch
         self._opened: dict[str, Value | Broken] = {}
         self._read, self._define, self._mistakes = read, define, mistakes
         self._known: dict[str, Value | Broken] = {}
@@ -188,8 +192,14 @@ class _Names(Mapping[str, "Value | Broken"]):
     def _open_input(self, name: str) -> Value | Broken:
         if name not in self._opened:
             self._opened[name] = Broken()
+            path = self._read[name]
             with collecting(self._mistakes):
-                self._opened[name] = open_weights(self._read[name], label=name, fetch=self._fetch)
+                try:
+                    self._opened[name] = open_weights(path, label=name, fetch=self._fetch)
+                except InputError as error:
+                    if name not in self._stands or is_address(path) or exists(path):
+                        raise
+                    raise InputError(f"{self._stands[name]}: {error}") from None
         return self._opened[name]
 
     def _align(self, point: Checkpoint, tokenizer: str, order: list[str]) -> Value | Broken:

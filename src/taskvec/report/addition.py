@@ -21,10 +21,10 @@ from .words import (
     count,
     edited,
     find,
+    for_comparison,
     interval,
     mean_of,
     percent,
-    set_against,
     the_model,
 )
 
@@ -52,10 +52,7 @@ def addition_section(result: AdditionResult) -> Section:
             )
         for other in rows:
             if other.coefficient is not None and other is not row and (m := mean_of(other)):
-                said.append(
-                    f"For comparison, {the_model(other)}{at_coefficient(other)} reaches {percent(m.value)} {interval(m)}: "
-                    f"{set_against(compare(m, after), row)}."
-                )
+                said.append(for_comparison(other, m, after, row))
     return Section(
         title=clean(result.title),
         question=f"Does one model do {count(len(tasks), 'task')} at once if the task vectors are added to the base?",

@@ -18,10 +18,10 @@ from .words import (
     compare,
     edited,
     find,
+    for_comparison,
     interval,
     percent,
     quoted,
-    set_against,
     the_model,
 )
 
@@ -51,10 +51,7 @@ def analogy_section(result: AnalogyResult) -> Section:
             if other.name in ("source", "base", "target-tuned") or other is row:
                 continue  # told above
             if other.coefficient is not None and (score := _only(other, task)):
-                said.append(
-                    f"For comparison, {the_model(other)}{at_coefficient(other)} reaches {percent(score.value)} {interval(score)}: "
-                    f"{set_against(compare(score, after), row)}."
-                )
+                said.append(for_comparison(other, score, after, row))
         if row.curve:
             said.append("The coefficient was chosen on labelled validation examples of D, and on nothing else of D.")
     a, b, c, d = (clean(result.cells.get(k, k)) for k in "ABCD")

@@ -22,14 +22,14 @@ def spread(values: Sequence[float], *, digits: int = 1, signed: bool = False) ->
     """Mean and standard deviation over seeds; the value itself for one seed.
 
     Example:
-        >>> spread([80.0, 82.0]), spread([80.0])
-        ('81.0 ± 1.4', '80.0')
+        >>> spread([80.0, 82.0]), spread([80.0]), spread([123456.0])
+        ('81.0 ± 1.4', '80.0', '123,456.0')
     """
     if not values:
         return NONE
     sign = "+" if signed else ""
-    mean = f"{statistics.mean(values):{sign}.{digits}f}"
-    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+    mean = f"{statistics.mean(values):{sign},.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else mean
 
 
 def by_key(placed: Sequence[tuple[Where, Any]]) -> dict[Key, list[tuple[Where, Any]]]:

@@ -10,7 +10,7 @@ from ..results import Agreement, Continuations, Fluency, Score, ToxicityResult, 
 from .section import Section
 from .seeds import Where, by_key, spread
 from .tables import Cell, Table
-from .words import NONE, WITHIN, beyond, clean, compare, count, interval, percent
+from .words import NONE, WITHIN, beyond, clean, compare, count, interval, legible, percent
 
 POINT = "task arithmetic"  # the row that the result is about
 QUESTION = "Does subtracting a vector of toxic text make a language model less toxic, and leave it as fluent?"
@@ -153,8 +153,8 @@ def _rows(result: ToxicityResult) -> Table:
         cells += [_share(f(row.overall)) for f in shares.values()]
         f = row.fluency
         cells += [
-            Cell(f"{f.token:.4g}", (f"[{f.low:.4g},\u00a0{f.high:.4g}]",)),
-            Cell(f"{f.word:.4g}"),
+            Cell(legible(f.token), (f"[{legible(f.low)},\u00a0{legible(f.high)}]",)),
+            Cell(legible(f.word)),
             Cell(f"{f.bits_per_byte:.4g}"),
         ]
         lines.append(tuple(cells))
@@ -267,7 +267,7 @@ def _mean(score: Score) -> Cell:
 
 
 def _perplexity(f: Fluency) -> str:
-    return f"{f.token:.4g} [{f.low:.4g},\u00a0{f.high:.4g}]"
+    return f"{legible(f.token)} [{legible(f.low)},\u00a0{legible(f.high)}]"
 
 
 # ---- over a study -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,18 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}\u00a0%"  # no line break between number and sign
 
 
+def legible(value: float, small: str = ".4g") -> str:
+    """A number of any size, such as a perplexity by word: as `small` says, from 10,000 on whole, from a million on as a power of ten.
+
+    Example:
+        >>> legible(12.3456), legible(98765.4), legible(84512345.6)
+        ('12.35', '98,765', '8.451e+07')
+    """
+    if not value >= 9999.5:
+        return f"{value:{small}}"
+    return f"{value:,.0f}" if value < 999999.5 else f"{value:.4g}"
+
+
 def interval(score: Score) -> str:
     return f"[{100 * score.low:.1f},\u00a0{100 * score.high:.1f}]"
 
@@ -100,6 +112,14 @@ def beside(what: str, before: Score, row: Row, found: str) -> str:
         return f"{start}: {found}."
     name = the_model(row)
     return f"{start}. {name[0].upper()}{name[1:]} is {found}, beyond the intervals."
+
+
+def for_comparison(other: Row, score: Score, after: Score, row: Row) -> str:
+    """What another tuned row reaches, beside the edited model's score `after`."""
+    return (
+        f"For comparison, {the_model(other)}{at_coefficient(other)} reaches {percent(score.value)} {interval(score)}: "
+        f"{set_against(compare(score, after), row)}."
+    )
 
 
 def set_against(found: str, row: Row) -> str:

@@ -19,9 +19,8 @@ from ..weights import Checkpoint, TaskVector
 if TYPE_CHECKING:
     import torch
 
-HELD = (
-    2**29
-)  # bytes of inputs that are made once and kept while a grid is walked; the next ones are made before these go
+# Bytes of inputs that are made once and kept while a grid is walked; the next ones are made before these go.
+HELD = 2**29
 BATCH = 512  # lazy inputs are cut at multiples of it, which are multiples of the batches of `correct`
 
 T = TypeVar("T")

@@ -90,10 +90,12 @@ def fairness_cell(study: Study, groups: Sequence[str], *, where: Facts, model: F
     changed = study.regimes[regime]
     lr = people.lr or (changed.lr or study.fit.lr)[0]
     how = {
-        "regime": regime, "only": list(people.only), "epochs": people.epochs, "most": people.steps or changed.steps,
+        "regime": regime, "only": list(people.only), "epochs": people.epochs, "most": people.steps or changed.steps or study.fit.steps,
         "lr": lr, "batch": people.batch or study.fit.batch, "seed": seed,
         **{n: getattr(study.fit, n) for n in ("accumulate", "weight_decay", "warmup")},
     }  # fmt: skip
+    if study.fit.autocast and REGIMES[regime].forward.split is None:
+        how["autocast"] = study.fit.autocast
 
     def vector(who: str, more: Facts) -> Cell:
         return Cell(
@@ -135,7 +137,8 @@ def subgroup(bench: Bench, cell: Cell, place: Path, steps: Callable[[int], Any])
     made = _ready(bench, cell.needs["start"])
     task = members(made.task, who) if facts["group"] else made.task
     task = balanced(task, seed=facts["seed"]) if who == "balanced" else task
-    spec = TrainSpec(**{n: facts[n] for n in ("lr", "batch", "accumulate", "weight_decay", "warmup", "seed")})
+    own = ("lr", "batch", "accumulate", "weight_decay", "warmup", "seed", "autocast")
+    spec = TrainSpec(**{n: facts[n] for n in own if n in facts})
     spec = in_epochs(spec, len(task.train), facts["epochs"], most=facts["most"])
     regime = low_rank_rival(made, **facts["lora"]) if "lora" in facts else regime_of(facts, made)
     tuned = fit(
@@ -177,7 +180,7 @@ def fairness(bench: Bench, cell: Cell) -> tuple[Any, Facts]:
         positive=1 if positive is None else classes.index(positive), seed=facts["where"]["seed"],
         notes=[f"{regime_of(said, made).said(made.model)}; {said['epochs']:g} epochs at rate {said['lr']:g}", *made.task.notes], **options,
     )  # fmt: skip
-    trained = {n: said[n] for n in ("epochs", "most", "lr", "batch")}
+    trained = {n: said[n] for n in ("epochs", "most", "lr", "batch", "autocast") if n in said}
     return found, trained
 
 

@@ -31,8 +31,9 @@ class PeopleSpec(Strict):
     attribute of a known set, `groups` keeps some groups only, `most` draws at most so many samples of each group and of none, `parts`
     are the shares of training, validation and test.
 
-    `base` is one of the study's bases (not needed if there is but one). Vectors learn in `epochs`, of at most `steps` updates, `only`
-    parameters of these patterns; of a BERT the first `frozen_layers` are computed once and never learn. `ridge` is that of the probe.
+    `base` is one of the study's bases (not needed if there is but one). Vectors learn in `epochs`, of at most `steps` updates (this,
+    `lr` and `batch` are those of the regime or of `fit` unless told), `only` parameters of these patterns; of a BERT the first
+    `frozen_layers` are computed once and never learn. `ridge` is that of the probe.
     """
 
     data: str = ""

@@ -145,7 +145,7 @@ def fit_cell(
     """A vector: of one task, or of several trained together. Without `lr` it takes the rate that `rate` chose."""
     changed = study.regimes.get(regime) or RegimeSpec()
     facts = study.fit.model_dump(exclude={"autocast"}) | {
-        "steps": (changed.steps or study.fit.steps) * len(tasks), "lr": lr, "tasks": [task_facts(study, t) for t in tasks],
+        "steps": (changed.steps or study.fit.updates) * len(tasks), "lr": lr, "tasks": [task_facts(study, t) for t in tasks],
         "regime": regime, "seed": seed, "ascent": ascent, "head": study.heads,
     }  # fmt: skip
     if study.fit.autocast and REGIMES[regime].forward.split is None:
@@ -291,7 +291,7 @@ def tune_cell(study: Study, base: str, text: str, regime: str, seed: int, *, win
     """The vector of a language model trained on a text, or, with `ascent`, away from it."""
     changed = study.regimes.get(regime) or RegimeSpec()
     facts = study.fit.model_dump(exclude={"autocast", "lr"}) | {
-        "steps": changed.steps or study.fit.steps, "lr": (changed.lr or study.fit.lr)[0], "text": text_facts(study, text),
+        "steps": changed.steps or study.fit.updates, "lr": (changed.lr or study.fit.lr)[0], "text": text_facts(study, text),
         "regime": regime, "seed": seed, "ascent": ascent, "window": window,
     }  # fmt: skip
     if study.fit.autocast:

@@ -112,9 +112,9 @@ class BaseSpec(Strict):
 
 class FitSpec(Strict):
     """How vectors are trained. Of several rates the one with the best mean validation accuracy of the single-task models is
-    taken, for each base, regime and seed."""
+    taken, for each base, regime and seed. Tasks take 200 `steps` unless told; people as many as their epochs make, at most `steps`."""
 
-    steps: Count = 200
+    steps: Count | None = None
     batch: Count = 32
     lr: tuple[Rate, ...] = (3e-4,)
     accumulate: Count = 1
@@ -133,6 +133,11 @@ class FitSpec(Strict):
     @classmethod
     def _any(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return _rates(value)
+
+    @property
+    def updates(self) -> int:
+        """How many updates a task's vector takes."""
+        return self.steps or 200
 
 
 def _rates(value: tuple[float, ...]) -> tuple[float, ...]:

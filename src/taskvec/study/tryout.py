@@ -25,11 +25,11 @@ def tried(study: Study, *, steps: int | None = None, limit: int | None = None) -
         language |= {"batch": min(limit, language["batch"]), "copies": 1}
     changed = [table["fit"], *table["bases"].values(), *table["regimes"].values()]
     if steps is not None:
-        for said in changed:
-            if said is table["fit"] or said["steps"] or said.get("pretrain") or said.get("perceptron"):
+        # People learn in epochs, however many updates that makes.
+        table["fit"]["steps"] = min(steps, (study.fit.steps or steps) if study.people else study.fit.updates)
+        for said in (*changed, *table["people"].values()):
+            if said["steps"] or said.get("pretrain") or said.get("perceptron"):
                 said["steps"] = min(steps, said["steps"] or steps)
-        for said in table["people"].values():
-            said["steps"] = min(steps, said["steps"] or steps)
     if limit is not None:
         for said in changed:
             if said is table["fit"] or said.get("batch") or said.get("pretrain") or said.get("perceptron"):

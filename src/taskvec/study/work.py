@@ -348,10 +348,11 @@ class Bench:
             progress=self._steps(cell.facts["steps"]),
         )  # fmt: skip
         head.save(place / WORDS, overwrite=True)
-        return found
+        return found | {"data": [passages(f, self.root).sha256() for f in cell.facts["texts"]]}
 
     def _modelled(self, cell: Cell, place: Path) -> Mapping[str, Any]:
         facts, needs = cell.facts, cell.needs
+        self._unchanged(needs["words"])
         made, found = taught(
             self.reader(needs["base"]), self.store.place(needs["words"]) / WORDS, unmarked(facts["text"], self.root), facts,
             regime=self.regime(facts["regime"], needs["base"]), state=place / STATE, every=EVERY, progress=self._steps(facts["steps"]),
@@ -368,13 +369,15 @@ class Bench:
         return {name: self.vector(c, name) for name, c in found.items()}
 
     def _unchanged(self, cell: Cell) -> None:
-        """Refuse to go on where a vector was trained on texts that are no longer what they were."""
-        found = passages(cell.facts["text"], self.root).sha256()
-        if found != self.store.outcome(cell)["data"]:
-            raise InputError(
-                f"the texts {cell.facts['text']['name']} are not what the {cell.label} was made from: the files have changed. Put them "
-                "back, or keep the results of the new ones in another folder."
-            )
+        """Refuse to go on where a vector or a head was trained on texts that are no longer what they were."""
+        texts = cell.facts["texts"] if cell.kind == "words" else [cell.facts["text"]]
+        seen = self.store.outcome(cell).get("data", ())  # a decoder's own head is of no text
+        for text, data in zip(texts, [seen] if isinstance(seen, str) else seen, strict=False):
+            if passages(text, self.root).sha256() != data:
+                raise InputError(
+                    f"the texts {text['name']} are not what the {cell.label} was made from: the files have changed. Put them "
+                    "back, or keep the results of the new ones in another folder."
+                )
 
     def _steps(self, total: int) -> Callable[[int, float], None] | None:
         told = self.progress
