@@ -207,6 +207,23 @@ def test_a_head_over_the_vocabulary_of_other_texts_is_refused(done, root, tmp_pa
         run(later, tmp_path / "out", root=tmp_path / "texts", only=["skills on tiny, standard"])
 
 
+def test_autocast_is_heeded_wherever_something_is_trained_through_the_ordinary_model(done, study, root, tmp_path):
+    text = STUDY.replace("lr: 1.0e-2}", "lr: 1.0e-2, autocast: bfloat16}")
+    said, before = study(text), done[0]
+    assert {c.facts["regime"] for c in ordered(plan(said)) if "autocast" in c.facts} == {"standard"}
+    kinds = {c.kind for c in ordered(plan(said)) if c.facts.get("regime") == "standard" and "autocast" in c.facts}
+    assert kinds == {"fit", "modelled"}
+    (shots,) = [c for c in plan(said) if c.facts["where"]["protocol"] == "few-shot"]
+    assert shots.facts["options"]["spec"]["autocast"] == "bfloat16"
+    run(said, tmp_path / "out", root=root, only=["skills on tiny, standard"])
+    made = []
+    for of, folder in ((before, done[1]), (said, tmp_path / "out")):
+        wanted = [c for c in ordered(plan(of)) if c.kind == "modelled" and c.facts["text"]["name"] == "meals"]
+        (cell,) = [c for c in wanted if c.facts["regime"] == "standard"]
+        made.append(TaskVector.read(Store(folder / "cells").place(cell) / "vector.safetensors").arrays())
+    assert any((made[0][n] != made[1][n]).any() for n in made[0])
+
+
 def test_a_try_out_and_texts_that_are_not_modelled(study, root, tmp_path):
     text = STUDY[: STUDY.index("  negation")].replace("[standard, tangent, post-hoc]", "[lora]")
     said = study(text.replace(", frozen: 1", ""))

@@ -92,10 +92,8 @@ def fairness_cell(study: Study, groups: Sequence[str], *, where: Facts, model: F
     how = {
         "regime": regime, "only": list(people.only), "epochs": people.epochs, "most": people.steps or changed.steps or study.fit.steps,
         "lr": lr, "batch": people.batch or study.fit.batch, "seed": seed,
-        **{n: getattr(study.fit, n) for n in ("accumulate", "weight_decay", "warmup")},
+        **{n: getattr(study.fit, n) for n in ("accumulate", "weight_decay", "warmup")}, **study.precision(regime),
     }  # fmt: skip
-    if study.fit.autocast and REGIMES[regime].forward.split is None:
-        how["autocast"] = study.fit.autocast
 
     def vector(who: str, more: Facts) -> Cell:
         return Cell(

@@ -67,7 +67,7 @@ def taught(
         task = hiding(facts["text"]["name"], opened, parts, facts)
     spec = TrainSpec(
         steps=facts["steps"], lr=facts["lr"], batch=min(facts["batch"], len(task.train)), weight_decay=facts["weight_decay"],
-        warmup=facts["warmup"], seed=facts["seed"],
+        warmup=facts["warmup"], seed=facts["seed"], autocast=facts.get("autocast"),
     )  # fmt: skip
     made = fit(
         model, opened.base, task, regime=regime, spec=spec, label=task.name, state=state, every=every, progress=progress

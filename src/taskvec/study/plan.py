@@ -146,10 +146,8 @@ def fit_cell(
     changed = study.regimes.get(regime) or RegimeSpec()
     facts = study.fit.model_dump(exclude={"autocast"}) | {
         "steps": (changed.steps or study.fit.updates) * len(tasks), "lr": lr, "tasks": [task_facts(study, t) for t in tasks],
-        "regime": regime, "seed": seed, "ascent": ascent, "head": study.heads,
+        "regime": regime, "seed": seed, "ascent": ascent, "head": study.heads, **study.precision(regime),
     }  # fmt: skip
-    if study.fit.autocast and REGIMES[regime].forward.split is None:
-        facts["autocast"] = study.fit.autocast
     needs = {"base": base_cell(study, base, seed)}
     needs |= {f"head {t}": head_cell(study, base, t, seed) for t in tasks}
     if rate is not None:
@@ -184,6 +182,7 @@ def modelled_cell(study: Study, base: str, text: str, regime: str, seed: int) ->
     """The vector of language modelling on a text, whose labels are not used."""
     facts = study.language.model_dump(exclude={"head_steps", "head_lr"}) | {
         "text": text_facts(study, text), "regime": regime, "seed": seed, "weight_decay": study.fit.weight_decay, "warmup": study.fit.warmup,
+        **study.precision(regime),
     }  # fmt: skip
     needs = {"base": base_cell(study, base, seed), "words": words_cell(study, base)}
     return Cell("modelled", f"language modelling of {base} on {text}, {regime}, seed {seed}", facts, needs)
@@ -231,7 +230,11 @@ def _results(study: Study, base: str, protocol: str, said: Any, regime: str, see
         yield _result(study, protocol, said, where, names, forward, needs)
         if said.shots and regime != POST_HOC and REGIMES[regime].forward.split is None:
             cell = _result(study, "few-shot", said, where | {"protocol": "few-shot"}, names, forward, needs)
-            own = said.few_shot.model_dump() | {n: getattr(study.fit, n) for n in ("weight_decay", "warmup")}
+            own = (
+                said.few_shot.model_dump()
+                | {n: getattr(study.fit, n) for n in ("weight_decay", "warmup")}
+                | study.precision(regime)
+            )
             options = {**cell.facts["options"], "shots": list(said.shots), "spec": own, "heads": study.heads}
             yield Cell(cell.kind, cell.label, {**cell.facts, "options": options}, cell.needs)
         return
@@ -292,10 +295,8 @@ def tune_cell(study: Study, base: str, text: str, regime: str, seed: int, *, win
     changed = study.regimes.get(regime) or RegimeSpec()
     facts = study.fit.model_dump(exclude={"autocast", "lr"}) | {
         "steps": changed.steps or study.fit.updates, "lr": (changed.lr or study.fit.lr)[0], "text": text_facts(study, text),
-        "regime": regime, "seed": seed, "ascent": ascent, "window": window,
+        "regime": regime, "seed": seed, "ascent": ascent, "window": window, **study.precision(regime),
     }  # fmt: skip
-    if study.fit.autocast:
-        facts["autocast"] = study.fit.autocast
     how = f"{regime}{' ascent' if ascent else ''}"
     return Cell("tune", f"train {base} on {text}, {how}, seed {seed}", facts, {"base": language_cell(study, base)})
 

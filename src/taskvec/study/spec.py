@@ -107,6 +107,13 @@ class Study(Strict):
             raise ValueError(f"bases.{mine[0]}: a perceptron decides about people in a table; ask protocols.fairness")
         return self
 
+    def precision(self, regime: str) -> dict[str, str]:
+        """What a cell is told of `fit.autocast`: nothing where it is not asked for, or where a regime is linearised and stays in float32."""
+        from ..training.regime import REGIMES
+
+        wanted = self.fit.autocast is not None and REGIMES[regime].forward.split is None
+        return {"autocast": str(self.fit.autocast)} if wanted else {}
+
     def of_text(self, task: str) -> str | None:
         """The text that a task is made of, by its name; None for images."""
         data = self.tasks[task].data or task
