@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -384,6 +385,8 @@ def test_results_go_through_json_and_are_told(tmp_path: Path) -> None:
     assert "&lt;t&gt;" in text and "<t>" not in text
     page = report.write([made], tmp_path / "r.html").read_text()
     assert page.count("<svg") == 3 and "<t>" not in page
+    heads = re.findall(r'<th scope="row">&lt;t&gt;(.*?)</th>', page)  # what a row is of, beside its name
+    assert {"<small>n\u00a060</small>", "<small>RMSE</small>", "<small>MAE</small>"} <= set(heads)
     assert "t> through b" not in page and "through b" in page
 
 
