@@ -59,7 +59,7 @@ def stand_in(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_it_is_shown_training_labels_and_no_test_labels(stand_in: Callable[..., Path], tmp_path: Path) -> None:
-    found = find(stand_in())
+    found = find(stand_in("sum(range(5_000_000))"))
     assert found.version == "chemprop 2.0.0"
     values, seconds = predictions(found, SMILES, LABELS, PART, updates=10, seed=7)
     assert values.tolist() == [LABELS[:10].mean()] * 3 and seconds > 0
@@ -80,6 +80,8 @@ def test_it_is_shown_training_labels_and_no_test_labels(stand_in: Callable[..., 
         ("rows.pop()", "predicted 2 molecules, not the 3"),
         ("rows.reverse()", "not the 3 test molecules in their order"),
         ("labels = [float('nan')]", "predicted 3 molecules"),
+        ("(out / 'test_predictions.csv').write_text('smiles,label\\nC'); sys.exit(0)", "left no predictions"),
+        ("(out / 'test_predictions.csv').write_bytes(bytes(range(256))); sys.exit(0)", "left no predictions"),
     ],
 )
 def test_what_goes_wrong_there_is_said(stand_in: Callable[..., Path], change: str, said: str) -> None:
@@ -91,8 +93,18 @@ def test_what_goes_wrong_there_is_said(stand_in: Callable[..., Path], change: st
 def test_another_command_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no command .*pip install chemprop"):
         find(tmp_path / "chemprop")
-    with pytest.raises(UsageError, match="expected chemprop and a number"):
+    with pytest.raises(UsageError, match="expected `chemprop 2"):
         find(sys.executable)
+    old = tmp_path / "chemprop"
+    old.write_text(f"#!{sys.executable}\nprint('chemprop 1.6.1')\n")
+    old.chmod(0o755)
+    with pytest.raises(UsageError, match=r"says 'chemprop 1.6.1'; expected `chemprop 2"):
+        find(old)
+    old.write_text(f"#!{sys.executable}\nprint('a warning')\nprint('chemprop 2.1.0')\n")
+    assert find(old).version == "chemprop 2.1.0"
+    old.write_text(f"#!{sys.executable}\nimport sys; sys.exit('broken')\n")
+    with pytest.raises(UsageError, match="broken"):
+        find(old)
 
 
 def test_it_stands_beside_the_others(

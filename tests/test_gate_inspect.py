@@ -67,7 +67,8 @@ def test_equal_maps_lie_in_one_place_and_read_each_other() -> None:
     assert list(found.transfer) == ["t"] and found.place("s").error is None
     own = found.place("t").error
     assert own is not None and own.rmse == pytest.approx(np.sqrt((1 + 1 + 0.25 + 4) / 4))
-    assert [p.source for p in found.properties] == [True, False] and not found.notes
+    assert [p.source for p in found.properties] == [True, False] and len(found.notes) == 1
+    assert "t: intervals from 4 labels are too narrow" in found.notes[0]
 
 
 def test_latents_have_the_dimensions_and_losses_of_their_covariance() -> None:
@@ -234,7 +235,7 @@ def table(tmp_path: Path) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["smiles", "size", "oxygens", "empty", "word"])
-        for i in range(1, 9):
+        for i in range(1, 13):
             writer.writerows([["C" * i + "O" * (i % 3), i, i % 3, "", "x"], ["C(C", i, 0, "", "x"]])
     return path
 
@@ -247,7 +248,8 @@ def test_the_command_from_molecules_to_report(
     assert code == 0 and "Alignment error" in said and "flatter" in said and "'C(C'" in err and "labels for 2" in err
     made = read_result(out)
     assert isinstance(made, GateInspection) and made.title == "Inside net"
-    assert set(made.transfer) == {"size", "hetero"} and made.molecules == 8
+    assert set(made.transfer) == {"size", "hetero"} and made.molecules == 12
+    assert "size, n 12" in said and "size, source" in said and "intervals from 12 labels are too narrow" in err
     assert run_cli("gate", "inspect", folder, table, "-o", out)[0] == 2  # exists
     code, said, _ = run_cli("gate", "inspect", folder, table, "--json")
     shown = json.loads(said)
@@ -267,8 +269,29 @@ def test_the_command_without_labels_and_without_molecules(
     assert "--column NAME=COLUMN" in err and "1 of 4 rows" in err
     code, said, err = run_cli("gate", "inspect", folder, table, "--column", "size=empty")
     assert code == 0 and "all equal, and left out: 'empty'" in err and "Transfer" not in said
+    for rows, why in (
+        ("CCO,1\nOCC,900\nCCC,x", "'size' is 'x', not a number. The column is left out"),
+        (
+            "CCO,1\nOCC,900\nCCC,\nCC,",
+            "labels that could be kept are all equal, or there are none. Labels are left out",
+        ),
+    ):
+        bare.write_text(f"smiles,size\n{rows}\n")
+        code, said, err = run_cli("gate", "inspect", folder, bare)
+        assert code == 0 and why in err and "Disagreement" in said and "Transfer" not in said
     code, said, _ = run_cli("gate", "inspect", folder)
     assert code == 0 and "source  size" in said and "added   other" in said
+
+
+def test_names_may_hold_what_parts_them_from_columns(
+    table: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    shape = Shape(embedding="fingerprint", width=8, latent=4, frame=4, depth=1)
+    names = ("logD", "logD(pH=7.4)")
+    model = seeded(0, lambda: Gate(shape, embedding_of(shape), {n: Property(shape, 1.0, 2.0) for n in names}, names))
+    save(model, tmp_path / "net", learned={})
+    code, said, err = run_cli("gate", "inspect", tmp_path / "net", table, "--column", "logD(pH=7.4)=oxygens", "--json")
+    assert code == 0 and list(json.loads(said)["result"]["transfer"]) == ["logD(pH=7.4)"], err
 
 
 @pytest.mark.parametrize(
@@ -277,6 +300,7 @@ def test_the_command_without_labels_and_without_molecules(
         (["--column", "siz=oxygens"], 2, "Did you mean 'size'"),
         (["--column", "size=oxygen"], 2, "Did you mean 'oxygens'"),
         (["--column", "size"], 2, "expected NAME=COLUMN"),
+        (["--column", "size=oxygens", "--column", "size=size"], 2, "the property 'size' twice"),
         (["--column", "size=word"], 3, "not a number"),
         (["--smiles", "smile"], 2, "Did you mean 'smiles'"),
         (["--smiles", "word"], 3, "no valid SMILES"),

@@ -68,16 +68,29 @@ def test_two_units_in_one_column_are_seen_on_repeated_molecules(tmp_path: Path) 
         (np.r_[4.184 * energy[again[:4]], energy[again[4:]]], None),  # four pairs may be chance
     ):
         made = clean(smiles, {"y": [*energy, *second]})
-        assert made.counts.units.get("y") == said
+        assert made.counts.units.get("y") == (said and f"labels of 12 repeated molecules differ by {said}")
         assert any("two units in one column" in line for line in made.counts.said()) == (said is not None)
         if said:
-            assert np.isnan(made.target("y")[again]).all() and made.counts.conflicting["y"] == 12
+            assert (
+                np.isnan(made.target("y")[again]).all()
+                and made.counts.conflicting["y"] == made.counts.missing["y"] == 0
+            )
             assert np.isfinite(made.target("y")[12:]).all()
+    melting = rng.integers(200, 300, len(DRUGS)).astype(float)  # whole degrees, measured twice: 3 apart is no unit
+    for _ in range(20):
+        second = np.rint(melting + rng.normal(0, 1.5, len(DRUGS)))
+        assert not clean(DRUGS * 2, {"y": [*melting, *second]}).counts.units
+    tiny = 1e-12 * np.exp(rng.normal(size=len(DRUGS)))
+    assert "thousand" in clean(smiles, {"y": [*tiny, *(1000 * tiny[again])]}).counts.units["y"]
     few = clean(DRUGS[:20], {"y": 27.2114 * energy[:20]})
     with pytest.raises(
         UsageError, match=r"20 molecules of both its labels differ by a factor of 27.2114 \(hartree and eV"
     ):
         together([clean(DRUGS, {"y": energy}), few])
+    gaps = energy.copy()
+    gaps[5:] = np.nan
+    with pytest.raises(UsageError, match="5 molecules of both its labels agree for 5"):
+        together([clean(DRUGS, {"y": energy}), clean(DRUGS[:20], {"y": gaps[:20]})])
     with pytest.raises(UsageError, match="20 molecules of both its labels agree for 20"):
         together([clean(DRUGS, {"y": energy}), clean(DRUGS[:20], {"y": energy[:20]})])
 

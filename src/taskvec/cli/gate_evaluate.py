@@ -45,7 +45,8 @@ def evaluate(
     """Pre-train on the sources, add each target from few labels, and train the rivals on the same: a single-task network, a
     multi-task network, fine-tuning, a random forest, task arithmetic on the shared trunk, and chemprop, if it is named.
 
-    Test molecules of the split train nothing. Errors are root mean squares in the target's own units.
+    Test molecules of the split train nothing. Errors are root mean squares in the target's own units. The result is written after
+    every run (seed and fold), of all runs so far.
     """
     free(out, overwrite)
     chosen = _whole_numbers("--seeds", seeds, "0,1,2")
@@ -63,16 +64,19 @@ def evaluate(
 
     molecules = gather(data, smiles=smiles, targets=[*sources, *targets])
     tell_counts(molecules)
-    found = pooled([
-        compare(
-            molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=k, shape=shape, losses=losses,
-            sizes=[*more, *([None] if "all" in numbers else [])], ablate=ablate, chemprop=chemprop,
-            spec=spec_of(steps, lr, batch, s), pretraining=spec_of(pretraining_steps or steps, lr, batch, s),
-            progress=lambda line, s=s, k=k: note(f"seed {s}, fold {k}: {line}" if len(held) > 1 else f"seed {s}: {line}"),
-        )
-        for s, k in itertools.product(chosen, held)
-    ])  # fmt: skip
-    found.write(out)
+    done: list[Any] = []
+    for s, k in itertools.product(chosen, held):
+        where = f"seed {s}, fold {k}" if len(held) > 1 else f"seed {s}"
+        done.append(
+            compare(
+                molecules, sources=sources, targets=targets, by=by, labels=labels, folds=folds, fold=k, shape=shape, losses=losses,
+                sizes=[*more, *([None] if "all" in numbers else [])], ablate=ablate, chemprop=chemprop,
+                spec=spec_of(steps, lr, batch, s), pretraining=spec_of(pretraining_steps or steps, lr, batch, s),
+                progress=lambda line, where=where: note(f"{where}: {line}"),
+            )
+        )  # fmt: skip
+        pooled(done).write(out)  # after every run: if a later one fails, what there is stays
+    found = pooled(done)
     if as_json:
         print_json("gate evaluate", {"output": str(out), "result": found.model_dump(mode="json")})
         return

@@ -92,13 +92,20 @@ def _columns(data: Path, network: Any, given: tuple[str, ...]) -> dict[str, str]
 
     header = header_of(data)
     found = {n: n for n in network.names if n in header}
+    told = set()
     for text in given:
-        name, _, column = text.partition("=")
-        if not column:
+        # Either side may hold a "=" itself (logD(pH=7.4)): the name is the longest one that is a property.
+        cuts = [i for i, c in enumerate(text) if c == "=" and text[i + 1 :]]
+        if not cuts:
             raise UsageError(
                 f"--column {text!r}: expected NAME=COLUMN, for example --column {network.names[0]}=measured."
             )
+        at = next((i for i in reversed(cuts) if text[:i] in network.names), cuts[0])
+        name, column = text[:at], text[at + 1 :]
         network.of(name)
+        if name in told:
+            raise UsageError(f"--column names the property {name!r} twice.")
+        told.add(name)
         if column not in header:
             raise UnknownName(
                 f"{plain(data)} has no column {column!r}; it has {some(header, 12)}.{nearest(column, header)}"
@@ -113,24 +120,30 @@ def _molecules(data: Path, smiles: str | None, columns: dict[str, str]) -> tuple
     from ..gate.molecules import canonical
     from ..gate.tables import read_smiles, read_table
 
-    varied: dict[str, list[float]] = {}
-    if columns:
-        written, table = read_table(data, smiles=smiles, targets=list(dict.fromkeys(columns.values())))
-        varied = {c: v for c, v in table.items() if len({x for x in v if math.isfinite(x)}) > 1}
-        if flat := [c for c in table if c not in varied]:
-            note(f"no labels, or all equal, and left out: {some(flat, 8)}")
-    else:
-        written = read_smiles(data, smiles=smiles)
+    written = read_smiles(data, smiles=smiles)
+    table: dict[str, list[float]] = {}
+    if asked := [c for n, c in columns.items() if n != c]:  # by --column: numbers, or an error
+        table = read_table(data, smiles=smiles, targets=asked)[1]
+    for c in (c for n, c in columns.items() if n == c):  # only called as a property: it may be something else
+        try:
+            table |= read_table(data, smiles=smiles, targets=[c])[1]
+        except InputError as error:
+            note(f"{error} The column is left out.")
+    if not columns:
         note(
             "no column is called as a property: predictions are compared without labels (--column NAME=COLUMN names them)"
         )
+    varied = {c: v for c, v in table.items() if len({x for x in v if math.isfinite(x)}) > 1}
+    if flat := [c for c in table if c not in varied]:
+        note(f"no labels, or all equal, and left out: {some(flat, 8)}")
     if varied:
         try:
             made = clean(written, varied)
         except InputError as error:
-            raise InputError(f"{plain(data)}: {error}") from error
-        tell_counts(made)
-        return made.smiles, {n: made.targets[c] for n, c in columns.items() if c in made.targets}
+            note(f"{plain(data)}: {error} Labels are left out.")
+        else:
+            tell_counts(made)
+            return made.smiles, {n: made.targets[c] for n, c in columns.items() if c in made.targets}
     found = [canonical(s) for s in written]
     unique = tuple(dict.fromkeys(f[0] for f in found if f))
     if not unique:
@@ -141,11 +154,12 @@ def _molecules(data: Path, smiles: str | None, columns: dict[str, str]) -> tuple
 
 
 def _told(table: Any, *, details: bool) -> str:
-    """A table of a report as plain text; with `details`, the small print of cells too."""
+    """A table of a report as plain text; with `details`, the small print of cells too, else that of the row's name alone."""
     lines = [
-        [plain(" ".join((c.text, *(c.detail if details else ()))).replace("\u00a0", " ")) for c in row]
+        [(" " if i else ", ").join((c.text, *(c.detail if details or not i else ()))) for i, c in enumerate(row)]
         for row in table.rows
     ]
+    lines = [[plain(text.replace("\u00a0", " ")) for text in line] for line in lines]
     lines = [list(map(plain, table.columns)), *lines]
     width = [max(len(line[i]) for line in lines) for i in range(len(table.columns))]
     said = [

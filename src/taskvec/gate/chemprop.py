@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -35,7 +36,7 @@ def find(program: str | Path = CHEMPROP) -> Chemprop:
     Args:
         program: a path, or a name to look for where commands are.
     Raises:
-        UsageError: there is no such command, or it does not answer as chemprop 2 does.
+        UsageError: there is no such command, or it does not answer as chemprop 2 does within two minutes.
     """
     found = shutil.which(str(program))
     if found is None:
@@ -44,12 +45,16 @@ def find(program: str | Path = CHEMPROP) -> Chemprop:
             "you like) and name its command: .../bin/chemprop."
         )
     found = str(Path(found).absolute())  # it is run in another folder
-    said = _ran([found, "--version"]).stdout.split()
-    if len(said) != 2 or said[0] != CHEMPROP:
+    try:
+        said = _ran([found, "--version"], seconds=120).stdout
+    except InputError as error:
+        raise UsageError(str(error)) from error
+    version = re.search(r"^chemprop 2\.\S+$", said, re.MULTILINE)
+    if version is None:
         raise UsageError(
-            f"{plain(found)} --version says {plain(' '.join(said)[:80])!r}; expected chemprop and a number."
+            f"{plain(found)} --version says {plain(said.strip()[:80])!r}; expected `chemprop 2.` and so on."
         )
-    return Chemprop(found, " ".join(said))
+    return Chemprop(found, version.group())
 
 
 def epochs(train: int, updates: int) -> int:
@@ -75,7 +80,7 @@ def predictions(
         labels: float64, alike, in own units; the rows of `part` have one.
         part: rows to train, validate and test.
         updates: at least so many, see `epochs`.
-        seed: of initial weights and batches.
+        seed: of initial weights; batches come in chemprop's own order.
     Returns:
         Predictions for ``part.test`` in own units, and the CPU seconds of the process.
     Raises:
@@ -100,7 +105,7 @@ def predictions(
                 found = list(csv.DictReader(file))
             values = np.array([float(r["label"]) for r in found])
             fits = [r["smiles"] for r in found] == wanted and bool(np.isfinite(values).all())
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise InputError(f"{program.version} left no predictions ({error}). It said:\n{_last(said)}") from error
     if not fits:
         raise InputError(
@@ -110,15 +115,21 @@ def predictions(
     return values, _children() - before
 
 
-def _ran(command: Sequence[str], folder: str | None = None) -> subprocess.CompletedProcess[str]:
-    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def _ran(
+    command: Sequence[str], folder: str | None = None, seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    # One thread; and another environment is not to find this one's modules.
+    around = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    around |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         done = subprocess.run(
-            command, cwd=folder, env=os.environ | one, text=True, errors="replace", stdin=subprocess.DEVNULL, capture_output=True,
-            check=False,
+            command, cwd=folder, env=around, text=True, errors="replace", stdin=subprocess.DEVNULL, capture_output=True, check=False,
+            timeout=seconds,
         )  # fmt: skip
     except OSError as error:
         raise UsageError(f"{plain(command[0])} cannot be run: {error.strerror}.") from error
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{plain(' '.join(command[:2]))} gave no answer in {seconds:g} seconds.") from error
     if done.returncode:
         raise InputError(f"{plain(' '.join(command[:2]))} ended with {done.returncode}. It said:\n{_last(done)}")
     return done

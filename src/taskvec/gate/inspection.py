@@ -17,6 +17,7 @@ from .scores import error, paired
 from .train import COLLAPSED, perturbed
 
 NOTHING = 1e-12  # of the squared length: variance that is rounding
+FEW = 30  # labels below which bootstrap intervals are too narrow: with 3, one way in four that is as good lies beyond
 
 
 def inspect(
@@ -76,7 +77,7 @@ def inspect(
         own, apart = _apart([s.frame for s in seen.values()])
         lengths = np.stack([s.moved for s in seen.values()])
         squares = lengths @ lengths.T / lengths.shape[1]
-        between = _sums(np.diagonal(squares))
+        between = np.where(_sums(own) > 0, _sums(np.diagonal(squares)), 0)
         points = [s.frame for s in seen.values()]
         disagreement, transfer, notes = [], {}, []
         for t in names:
@@ -92,6 +93,8 @@ def inspect(
                     notes.append(f"{plain(t)}: {found}")
                 else:
                     transfer[t] = dict(zip(names, found, strict=True))
+                    if (held := found[0].n) < FEW:
+                        notes.append(f"{plain(t)}: intervals from {held} labels are too narrow; take {FEW} or more")
     places = []
     for i, (t, s) in enumerate(seen.items()):
         spread = own[i] / model.shape.frame

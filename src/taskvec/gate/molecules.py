@@ -28,8 +28,8 @@ def require_rdkit(purpose: str) -> Any:
 @dataclass(frozen=True)
 class Counts:
     """What cleaning found. Molecules: `rows` read, `invalid` left out, `salts` cut to their largest fragment, `duplicates` folded into
-    another row. By target: labels that were missing, labels dropped because they conflict, targets left out as constant, and what two `units`
-    seem mixed in one column."""
+    another row. By target: labels that were missing, labels dropped because they conflict, targets left out as constant, and where two `units`
+    seem mixed in one column (labels that differ so are dropped, and not counted as conflicts)."""
 
     rows: int = 0
     invalid: int = 0
@@ -58,9 +58,7 @@ class Counts:
                     f"{name!r}: {n} molecules have labels more than {TOLERANCE:g} standard deviations apart; dropped"
                 )
         for name, said in self.units.items():
-            lines.append(
-                f"{name!r}: most repeated molecules have labels that differ by {said}: two units in one column? Those labels are dropped"
-            )
+            lines.append(f"{name!r}: {said}: two units in one column? Those labels are dropped")
         if self.constant:
             lines.append(f"constant, left out: {some(self.constant, 8)}")
         for name, n in self.missing.items():
@@ -149,7 +147,7 @@ def clean(
 
     Rows whose canonical SMILES agree are one molecule. Its label is the mean of theirs if they lie within `tolerance` standard
     deviations of the target; further apart the label is dropped, since nobody can say which is right. So are labels of repeated
-    molecules that differ by what two units differ by, where most of them do. A target whose labels are all equal is left out, as
+    molecules that differ by what two units differ by, where half of those that differ do (`units.mismatch`). A target whose labels are all equal is left out, as
     there is nothing to learn.
 
     Args:
@@ -180,20 +178,22 @@ def clean(
             own = column[at][np.isfinite(column[at])]
             if len(own):
                 labels[k], least[k], most[k] = own.mean(), own.min(), own.max()
-        conflict = most - least > wide
+        conflict, drop = most - least > wide, np.zeros(len(rows), bool)
         if (mixed := mismatch(least, most)) is not None:
-            units[name] = mixed.said
-            conflict |= mixed.pairs
-        labels[conflict] = np.nan
-        dropped = int(conflict.sum())
+            drop = mixed.pairs
+            units[name] = f"labels of {drop.sum()} repeated molecules differ by {mixed.said}"
+        labels[conflict | drop] = np.nan
+        dropped = int((conflict & ~drop).sum())
         usable = labels[np.isfinite(labels)]
         if not len(usable) or np.ptp(usable) == 0:
             constant.append(name)
             continue
         kept[name] = labels
-        missing[name], conflicting[name] = int(np.isnan(labels).sum()) - dropped, dropped
+        missing[name], conflicting[name] = int(np.isnan(labels).sum()) - dropped - int(drop.sum()), dropped
     if not kept:
-        raise InputError(f"no target varies: {some(constant)} have one value for all molecules, or none.")
+        raise InputError(
+            f"no target varies: of {some(constant)} the labels that could be kept are all equal, or there are none."
+        )
     counts = Counts(
         len(smiles), len(invalid), salts, len(smiles) - len(invalid) - len(rows), missing, conflicting, tuple(constant), units,
         tuple(invalid[:3]),
@@ -236,7 +236,7 @@ def together(sets: Sequence[Molecules]) -> Molecules:
 def _compared(sets: Sequence[Molecules], name: str) -> str:
     """How the labels of one target in the first two sets that have it go together, on the molecules of both."""
     first, second = [dict(zip(s.smiles, s.targets[name], strict=True)) for s in sets if name in s.targets][:2]
-    both = [s for s in first if s in second]
+    both = [s for s, v in first.items() if np.isfinite(v) and np.isfinite(second.get(s, np.nan))]
     if not both:
         return ""
     a, b = (np.array([found[s] for s in both]) for found in (first, second))

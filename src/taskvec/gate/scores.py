@@ -104,6 +104,8 @@ def paired(squares: Sequence[np.ndarray], below: np.ndarray, *, runs: int = 1) -
     )  # by the difference: equal errors give 1, to the bit
     total, under = below.sum(), (drawn @ below)[:, None]
     ratios = np.sqrt(np.maximum(under + drawn @ more, 0) / np.where(under > 0, under, 1.0))
+    if under.any():  # a draw of molecules that the reference has no error on says nothing
+        ratios = ratios[under[:, 0] > 0]
     low, high = np.quantile(ratios, [0.025, 0.975], axis=0)
     whole = np.sqrt(np.maximum(total + more.sum(0), 0) / (total or 1.0))
     made = {"n": len(below), "runs": runs}

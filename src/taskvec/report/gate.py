@@ -37,7 +37,7 @@ def gate_section(result: GateResult) -> Section:
         "Formulas and factors of the alignment losses are reconstructed: the paper's own were not available.",
         *(clean(n) for n in result.notes),
         *(clean(f"seed {r.seed}, fold {r.fold}: {n}") for r in runs for n in r.notes),
-        *(clean(f"seed {r.seed}: {k} {v:g}") for r in runs for k, v in r.chosen.items()),
+        *(clean(f"seed {r.seed}, fold {r.fold}: {k} {v:g}") for r in runs for k, v in r.chosen.items()),
     ]
     return Section(
         title=clean(result.title),
@@ -92,6 +92,7 @@ def _cost(result: GateResult) -> list[str]:
         return []
     each = added / len(result.targets)
     rest = f" One multi-task network took {total(MULTI):.0f} s." if total(MULTI) else ""
+    rest += f" chemprop took {total('chemprop ') / len(result.targets):.0f} s for each." if total("chemprop ") else ""
     return [
         f"CPU time of a run: {once:.0f} s to pre-train the sources once, {each:.1f} s for each target that is added.{rest}"
     ]

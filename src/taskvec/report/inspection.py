@@ -71,6 +71,8 @@ def inspection_sentences(result: GateInspection) -> Iterator[str]:
         )
         kept = sum(r.low <= 1 for _, _, r in ways)
         yield f"Not shown to be worse than the direct way: {kept} of {len(ways)}."
+        if len(ways) >= 40:
+            yield f"Were all {len(ways)} ways as good as the direct ones, chance alone would put about {len(ways) / 40:.0f} beyond the interval on either side."
         rank = _ranked([(t, s, r.ratio) for t, s, r in ways])
     else:
         disagree = _off(result)
@@ -82,9 +84,12 @@ def inspection_sentences(result: GateInspection) -> Iterator[str]:
     if len(result.names) > 2 and len(rank) > 1:
         what = "error" if ways else "disagreement"
         (first, best), (last, worst) = rank[0], rank[-1]
+        one = ways and len(result.transfer) == 1
+        who = f"{clean(next(iter(result.transfer)))} is" if one else "The others are"
+        over = "it" if one else "each"
         yield (
-            f"The others are read best through {first} (on the mean over them {best:.3f} times the {what} that each has over all other "
-            f"latents), worst through {last} ({worst:.3f})."
+            f"{who} read best through {first} ({'' if one else 'on the mean over them '}{best:.3f} times the {what} that {over} has over all "
+            f"other latents), worst through {last} ({worst:.3f})."
         )
 
 

@@ -36,7 +36,7 @@ class GateInspection(BaseResult):
 
     Matrices follow the order of `properties`. ``alignment[s][t]`` is the mean squared distance of the two points that a molecule has in
     the common frame, over the sum of the two variances; ``displacement[s][t]`` the mean squared difference of the lengths that a small
-    step has, over the sum of their mean squares; None where both frames have collapsed. ``disagreement[t][s]`` is the root mean square
+    step has, over the sum of their mean squares; None where the variance of both frames is rounding. ``disagreement[t][s]`` is the root mean square
     difference between the prediction of t by the way through the latent of s and the direct one, in standard deviations of the label;
     ``transfer[t][s]``, for properties with labels, the error of that way relative to the direct one.
     """

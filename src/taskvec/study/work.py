@@ -327,7 +327,11 @@ class Bench:
         result = toxicity(
             model, vectors, cell.facts, root=self.root, download=self.download, device=self.device, place=place
         )
-        trained = {n: needs["toxic"].facts[n] for n in ("steps", "lr", "batch", "window")}
+        trained = {
+            n: needs["toxic"].facts[n]
+            for n in ("steps", "lr", "batch", "window", "autocast")
+            if n in needs["toxic"].facts
+        }
         settings = {**result.provenance.settings, "study": cell.facts["where"], "training": trained}
         return self._published(cell, place, result, settings)
 
