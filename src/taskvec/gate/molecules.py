@@ -388,7 +388,7 @@ def gather(
     if not paths:
         raise UsageError("name at least one CSV file of molecules.")
     heads = {p: header_of(p) for p in paths}
-    every = [h for head in heads.values() for h in head]
+    every = list(dict.fromkeys(h for head in heads.values() for h in head))
     for name in targets or ():
         if name not in every:
             raise UnknownName(f"no file has a column {name!r}; there are {some(every, 20)}.{nearest(name, every)}")
