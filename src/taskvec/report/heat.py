@@ -26,7 +26,7 @@ def heat(
     down: str = "",
     digits: int = 2,
 ) -> str:
-    """Cells in orange, or in blue where the strength is negative; no colour at 0, full colour at 1 and -1. No number is an empty cell.
+    """Cells in orange, or in blue where the strength is negative; no colour at 0, full colour at 1 and -1, and `n/a` where there is no number.
 
     Args:
         strength: of a value.
