@@ -78,23 +78,7 @@ def inspect(
         lengths = np.stack([s.moved for s in seen.values()])
         squares = lengths @ lengths.T / lengths.shape[1]
         between = np.where(_sums(own) > 0, _sums(np.diagonal(squares)), 0)
-        points = [s.frame for s in seen.values()]
-        disagreement, transfer, notes = [], {}, []
-        for t in names:
-            ways, direct, std = _ways(t, model.of(t), points), seen[t].direct, model.of(t).std
-            disagreement.append((np.sqrt(np.mean(np.square(ways - direct), 1)) / std).tolist())
-            if not np.ptp(direct) > 1e-6 * std:
-                notes.append(
-                    f"{plain(t)}: the direct prediction is {direct[0]:.4g} for all molecules; its ways mean nothing"
-                )
-            if t in truths:
-                found = _transfer(ways, direct, truths[t])
-                if isinstance(found, str):
-                    notes.append(f"{plain(t)}: {found}")
-                else:
-                    transfer[t] = dict(zip(names, found, strict=True))
-                    if (held := found[0].n) < FEW:
-                        notes.append(f"{plain(t)}: intervals from {held} labels are too narrow; take {FEW} or more")
+        disagreement, transfer, notes = _through(model, seen, truths)
     places = []
     for i, (t, s) in enumerate(seen.items()):
         spread = own[i] / model.shape.frame
@@ -199,6 +183,30 @@ def _ways(name: str, p: Property, points: Sequence[torch.Tensor]) -> np.ndarray:
     if not np.isfinite(found).all():
         raise NonFinite(f"{plain(name)!r}: the way from the frame to its latent gives no numbers.")
     return found
+
+
+def _through(
+    model: Gate, seen: Mapping[str, _Seen], truths: Mapping[str, np.ndarray]
+) -> tuple[list[list[float]], dict[str, dict[str, Relative]], list[str]]:
+    """Of each property by the way through each: how far it is from the direct prediction, its error where there are labels, and notes."""
+    points = [s.frame for s in seen.values()]
+    disagreement, transfer, notes = [], {}, []
+    for t, own in seen.items():
+        ways, std = _ways(t, model.of(t), points), model.of(t).std
+        disagreement.append((np.sqrt(np.mean(np.square(ways - own.direct), 1)) / std).tolist())
+        if not np.ptp(own.direct) > 1e-6 * std:
+            notes.append(
+                f"{plain(t)}: the direct prediction is {own.direct[0]:.4g} for all molecules; its ways mean nothing"
+            )
+        if t in truths:
+            found = _transfer(ways, own.direct, truths[t])
+            if isinstance(found, str):
+                notes.append(f"{plain(t)}: {found}")
+                continue
+            transfer[t] = dict(zip(seen, found, strict=True))
+            if (held := found[0].n) < FEW:
+                notes.append(f"{plain(t)}: intervals from {held} labels are too narrow; take {FEW} or more")
+    return disagreement, transfer, notes
 
 
 def _transfer(ways: np.ndarray, direct: np.ndarray, truth: np.ndarray) -> list[Relative] | str:
