@@ -21,7 +21,7 @@ from taskvec.gate import GateSpec, Losses, Rows, Shape, add, load, pooled, predi
 from taskvec.gate import losses as terms  # noqa: E402
 from taskvec.gate.baselines import fit_trunk, predict_trunk, weight_addition  # noqa: E402
 from taskvec.gate.molecules import Split, few, holdout  # noqa: E402
-from taskvec.gate.scores import error, over_runs  # noqa: E402
+from taskvec.gate.scores import error, over_runs, paired  # noqa: E402
 from taskvec.results import GateResult, GateRun, GateTarget, Provenance, read_result  # noqa: E402
 
 SHAPE = Shape(embedding="rows", inputs=8, width=32, latent=8, frame=8, depth=2)
@@ -367,6 +367,14 @@ def test_relative_errors_keep_pairs_together() -> None:
         pooled([made_result(), made_result().model_copy(update={"split": "scaffold"})])
     with pytest.raises(UsageError, match="no results"):
         pooled([])
+
+
+def test_draws_on_which_the_reference_has_no_error_say_nothing() -> None:
+    """Of two molecules, one without error of the reference: only draws with the other one have a ratio."""
+    (found,) = paired([np.array([1e6, 4.0])], np.array([0.0, 4.0]))
+    assert found.ratio == pytest.approx(np.sqrt(1000004 / 4)) and (found.low, found.high) == pytest.approx(
+        (1.0, np.sqrt(1000004 / 4))
+    )
 
 
 def test_error_interval_holds_the_truth() -> None:

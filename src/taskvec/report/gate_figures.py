@@ -37,7 +37,7 @@ def gate_figures(result: GateResult, key: str) -> list[tuple[str, str]]:
         drawn.append((_curves(result, f"{key}l"), caption))
     if any(t.routes for t in result.runs[0].targets):
         caption = (
-            "Error of the prediction that takes the way through a source’s latent, relative to the direct one, mean over runs: white is "
+            "Error of the prediction that takes the way through a source’s latent, relative to the direct one, mean over runs: no colour is "
             "1 or less, the strongest orange is 2."
         )
         drawn.append((_routes(result, f"{key}t"), caption))

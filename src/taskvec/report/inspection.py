@@ -225,7 +225,7 @@ def inspection_figures(result: GateInspection, key: str) -> list[tuple[str, str]
     for what, matrix in (("Alignment", result.alignment), ("Displacement", result.displacement)):
         said = f"{what} error: {told(list(_pairs(result, matrix)), 'and')}."
         meaning = "two different molecules" if what == "Alignment" else "a frame that stands still"
-        caption = f"{what} error between properties in the common frame: white is 0, full orange 1 ({meaning}) or more; the colour follows the root, which is a distance."
+        caption = f"{what} error between properties in the common frame: no colour is 0, full orange 1 ({meaning}) or more; the colour follows the root, which is a distance."
         drawn.append(
             (heat(matrix, names, names, strength=math.sqrt, alt=said, key=f"{key}{what[0].lower()}", digits=3), caption)
         )
@@ -234,7 +234,7 @@ def inspection_figures(result: GateInspection, key: str) -> list[tuple[str, str]
         values = [[line[s].ratio for s in names] for line in result.transfer.values()]
         said = f"Transfer: {told([(t, s, r.ratio) for t, s, r in _ways(result)], 'through')}."
         caption = (
-            "Error of a property (row) by the way through a latent (column), relative to its direct way: white is 1, full orange 2 or "
+            "Error of a property (row) by the way through a latent (column), relative to its direct way: no colour is 1, full orange 2 or "
             "more, blue less than 1."
         )
         svg = heat(
@@ -242,6 +242,6 @@ def inspection_figures(result: GateInspection, key: str) -> list[tuple[str, str]
         )  # fmt: skip
         drawn.append((svg, caption))
     said = f"Disagreement: {told(_off(result), 'through')}."
-    caption = "Difference between that way and the direct prediction, in standard deviations of the label: white is 0, full orange 1 or more."
+    caption = "Difference between that way and the direct prediction, in standard deviations of the label: no colour is 0, full orange 1 or more."
     svg = heat(result.disagreement, names, names, strength=float, alt=said, key=f"{key}x", across=across, down=down)
     return [*drawn, (svg, caption)]

@@ -38,7 +38,7 @@ def drawings(kind: str, placed: Placed, key: str) -> list[tuple[str, str]]:
         return [
             (
                 maps(placed, f"{key}m"),
-                "Mean disentanglement error ξ over pairs and seeds: white is 0, the strongest orange is 2. The frame is the range in which coefficients are searched.",
+                "Mean disentanglement error ξ over pairs and seeds: no colour is 0, the strongest orange is 2. The frame is the range in which coefficients are searched.",
             )
         ]
     if kind == "geometry":

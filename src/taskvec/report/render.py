@@ -146,7 +146,7 @@ def _figures(result: Any, key: str) -> list[tuple[str, str]]:
         return []
     if isinstance(result, DisentanglementResult):
         caption = (
-            "Disentanglement error ξ over both coefficients: white is 0, the strongest orange is 2. "
+            "Disentanglement error ξ over both coefficients: no colour is 0, the strongest orange is 2. "
             "The frame is the range in which coefficients are searched."
         )
         return [(figures.disentanglement(result, key=f"{key}d"), caption)]
