@@ -246,6 +246,9 @@ def test_an_input_that_is_missing_is_named_with_the_recipe_it_stands_in(here, ru
     (here / "r.yaml").write_text("recipe: 1\nlet:\n  base: {read: base}\n  gone: {read: bsae}\noutput: base + gone\n")
     code, _, err = run_cli("edit", here / "r.yaml", "-o", here / "o")
     assert code == 3 and err.startswith(f"error: {here / 'r.yaml'}: let.gone: {here / 'bsae'} does not exist.")
+    (here / "h.yaml").write_text((here / "r.yaml").read_text().replace("read: bsae", f"read: bsae, sha256: {'0' * 64}"))
+    code, _, err = run_cli("edit", here / "h.yaml", "-o", here / "o")  # said once, and not as a wrong hash
+    assert code == 3 and err.startswith(f"error: {here / 'h.yaml'}: let.gone: {here / 'bsae'} does not exist.")
     code, _, err = run_cli("edit", here / "r.yaml", "--let", "gone=nope", "-o", here / "o")  # which stands in no file
     assert code == 3 and err.strip() == "error: nope does not exist."
     (here / "damaged.safetensors").write_bytes(b"no header")

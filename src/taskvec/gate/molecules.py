@@ -147,8 +147,8 @@ def clean(
 
     Rows whose canonical SMILES agree are one molecule. Its label is the mean of theirs if they lie within `tolerance` standard
     deviations of the target; further apart the label is dropped, since nobody can say which is right. So are labels of repeated
-    molecules that differ by what two units differ by, where half of those that differ do (`units.mismatch`). A target whose labels are all equal is left out, as
-    there is nothing to learn.
+    molecules that differ by what two units differ by, where half of those that differ do (`units.mismatch`). A target whose labels are
+    all equal is left out, as there is nothing to learn.
 
     Args:
         smiles: as written.
